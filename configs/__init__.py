@@ -1,0 +1,1 @@
+"""The YAML files a user starts from, shipped with the packages as data."""

@@ -1,0 +1,1 @@
+"""Adaptation of a backbone to a channel, its proof and its package."""

@@ -1,0 +1,266 @@
+"""Writing a package: everything a score needs, proved against the model it was made from.
+
+The package is written beside its final place, loaded as a stranger would load it, compared with
+the expected scores of its golden rows alone and in batches, and only then moved into place.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+
+from finetune.features import Population
+from finetune.heads import Head
+from finetune.package import (
+    FORMAT,
+    TOLERANCE,
+    Package,
+    frame_record,
+    manifest_digest,
+    population_times,
+)
+from finetune.table import Column
+from foundation.aggregates import AggregateSpec
+from foundation.errors import ParityError
+from foundation.history import ALWAYS_KNOWN
+from foundation.schema import Schema, fingerprint, schema_to_dict
+from foundation.tokenizer import Tokenizer
+
+GOLDEN_ROWS = 16
+GOLDEN_EVENTS = 512
+
+
+@dataclass
+class PackageParts:
+    """What goes into a package.
+
+    Attributes:
+        history: path of the backbone's ONNX graph, or None.
+        forecasters: the boosted forecasters' graph, or None.
+        columns: every column of the feature table, in its order.
+        fine_tuned: file name -> ONNX bytes of heads that read histories themselves, with weight.
+        reference: [F] development reference of every column, for reasons.
+        calibration, points, bands: see `finetune.calibration` and `Package.band`.
+        lineage: store version, fingerprints, seeds, code version, authorizations.
+    """
+
+    name: str
+    channel: str
+    recipe: str
+    why: str
+    schema: Schema
+    tokenizer: Tokenizer
+    spec: AggregateSpec
+    columns: tuple[Column, ...]
+    heads: list[Head]
+    offset: float
+    calibration: dict[str, Any]
+    points: dict[str, float]
+    bands: list[dict[str, Any]]
+    reference: np.ndarray
+    max_events: int
+    history: Path | None = None
+    forecasters: onnx.ModelProto | None = None
+    boosted_targets: tuple[str, ...] = ()
+    network_targets: tuple[str, ...] = ()
+    titles: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How closely the written package reproduces the model.
+
+    Attributes:
+        rows: golden rows compared.
+        alone, batch: largest absolute difference of scores, one by one and together.
+    """
+
+    rows: int
+    alone: float
+    batch: float
+
+
+def write_package(
+    path: Path, parts: PackageParts, population: Population, expected: np.ndarray
+) -> tuple[Package, Parity]:
+    """Write, prove and place a package.
+
+    Args:
+        path: final directory; replaced as a whole.
+        population: rows to take golden rows from.
+        expected: [S] their scores by the model in memory.
+    Raises:
+        ParityError: the written package scores a golden row differently by more than 1e-5.
+    """
+    rows = golden_choice(population, expected)
+    partial = path.with_name(f".{path.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "heads").mkdir(parents=True)
+    manifest = _write_files(partial, parts, population, rows, expected)
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    package = Package.load(partial)
+    parity = prove(package, population, rows, expected)
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+    return package, parity
+
+
+def prove(
+    package: Package, population: Population, rows: np.ndarray, expected: np.ndarray
+) -> Parity:
+    """Score rows of a population alone and together and compare with the model's scores.
+
+    Raises:
+        ParityError: a difference above 1e-5.
+    """
+    part = take(population, rows)
+    together = np.array([r.score for r in package.score_population(part)])
+    single = np.array(
+        [package.score_population(take(population, rows[i : i + 1]))[0].score
+         for i in range(min(6, len(rows)))]
+    )
+    batch = float(np.max(np.abs(together - expected[rows]), initial=0.0))
+    alone = float(np.max(np.abs(single - expected[rows[: len(single)]]), initial=0.0))
+    if not max(batch, alone) <= TOLERANCE:
+        raise ParityError(
+            f"the exported package differs from the model by {max(batch, alone):.2g} on "
+            f"{len(rows)} golden rows, allowed {TOLERANCE:g}"
+        )
+    return Parity(len(rows), alone, batch)
+
+
+def golden_choice(population: Population, expected: np.ndarray) -> np.ndarray:
+    """Rows spread evenly over the scores, with short histories preferred to very long ones."""
+    from foundation.history import cut
+
+    cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
+    length = cut_.stop - cut_.start
+    usable = np.flatnonzero(length <= max(GOLDEN_EVENTS, int(length.min(initial=0))))
+    order = usable[np.argsort(expected[usable], kind="stable")]
+    picks = np.unique(np.linspace(0, len(order) - 1, min(GOLDEN_ROWS, len(order))).astype(int))
+    chosen = set(order[picks].tolist())
+    thin = usable[length[usable] == 0]
+    if len(thin):
+        chosen.add(int(thin[0]))
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def take(population: Population, rows: np.ndarray) -> Population:
+    """Some rows of a population on the same timeline."""
+    return Population(
+        timeline=population.timeline,
+        profile=population.profile,
+        entity_ids=population.entity_ids[rows],
+        as_of_us=population.as_of_us[rows],
+        context=None if population.context is None else population.context[rows],
+    )
+
+
+def golden_record(
+    schema: Schema, population: Population, rows: np.ndarray, expected: np.ndarray
+) -> dict[str, Any]:
+    """Golden rows as plain data; entity ids are replaced, each row carries its own history."""
+    names = [f"golden-{i:02d}" for i in range(len(rows))]
+    wanted = pl.DataFrame(
+        {
+            "entity_id": population.entity_ids[rows],
+            "_name": names,
+            "_as_of": pl.Series(population.as_of_us[rows]).cast(pl.Datetime("us")),
+        }
+    )
+    events = {}
+    for source, frame in zip(schema.source_names, population.timeline.frames, strict=True):
+        events[source] = frame_record(_renamed(frame, wanted))
+    profile = {}
+    if population.profile is not None:
+        history = population.profile
+        stamped = history.frame.with_columns(
+            pl.when(pl.Series(history.known_us) > ALWAYS_KNOWN)
+            .then(pl.col("known_at")).otherwise(None).alias("known_at")
+        )
+        profile = frame_record(_renamed(stamped, wanted))
+    samples = pl.DataFrame({"entity_id": names, "as_of": wanted["_as_of"]})
+    if population.context is not None:
+        samples = samples.hstack(population.context[rows])
+    return {
+        "events": events, "profile": profile, "samples": frame_record(samples),
+        "scores": [float(v) for v in expected[rows]],
+    }
+
+
+def _renamed(frame: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the wanted entities known before their as_of, under their golden names."""
+    joined = frame.with_row_index("_row").join(wanted, on="entity_id", how="inner")
+    known = (pl.col("known_at") < pl.col("_as_of")) | pl.col("known_at").is_null()
+    kept = joined.filter(known).sort("_name", "_row")
+    return kept.with_columns(pl.col("_name").alias("entity_id")).select(frame.columns)
+
+
+def _write_files(
+    path: Path, parts: PackageParts, population: Population, rows: np.ndarray, expected: np.ndarray
+) -> dict[str, Any]:
+    """Write every file but the manifest; return the manifest."""
+    (path / "tokenizer.json").write_text(parts.tokenizer.to_json(), encoding="utf-8")
+    (path / "aggregates.json").write_text(parts.spec.to_json(), encoding="utf-8")
+    record = golden_record(parts.schema, population, rows, expected)
+    (path / "golden.json").write_text(json.dumps(record), encoding="utf-8")
+    graphs: dict[str, str] = {}
+    if parts.history is not None:
+        shutil.copyfile(parts.history, path / "history.onnx")
+        graphs["history"] = "history.onnx"
+    if parts.forecasters is not None:
+        (path / "forecasters.onnx").write_bytes(parts.forecasters.SerializeToString())
+        graphs["forecasters"] = "forecasters.onnx"
+    heads = []
+    for i, head in enumerate(parts.heads):
+        file = f"heads/{i:02d}_{head.name}.onnx"
+        (path / file).write_bytes(head.model.SerializeToString())
+        heads.append({"file": file, "columns": list(head.columns), "weight": float(head.weight)})
+    files = {
+        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(path.rglob("*")) if f.is_file()
+    }
+    moments = population_times(population)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": parts.name,
+        "channel": parts.channel,
+        "recipe": parts.recipe,
+        "why": parts.why,
+        "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "label": {"rows": len(expected), "as_of_first": min(moments), "as_of_last": max(moments)},
+        "schema": schema_to_dict(parts.schema),
+        "schema_fingerprint": fingerprint(parts.schema),
+        "tokenizer_fingerprint": parts.tokenizer.fingerprint,
+        "graphs": graphs,
+        "max_events": parts.max_events,
+        "boosted_targets": list(parts.boosted_targets),
+        "network_targets": list(parts.network_targets),
+        "forecast_titles": parts.titles,
+        "columns": [
+            {"name": c.name, "block": c.block, "kind": c.kind, "group": c.group, "title": c.title}
+            for c in parts.columns
+        ],
+        "heads": heads,
+        "offset": float(parts.offset),
+        "calibration": parts.calibration,
+        "points": parts.points,
+        "bands": parts.bands,
+        "reference": [None if np.isnan(v) else float(v) for v in parts.reference],
+        "metrics": parts.metrics,
+        "files": files,
+        **parts.lineage,
+    }
+    digest = manifest_digest(manifest)
+    return {"id": f"{parts.name}-{digest[:8]}", "digest": digest, **manifest}

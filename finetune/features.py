@@ -1,0 +1,194 @@
+"""Back-tracking of samples: everything a recipe may read, as one table.
+
+The same `FeatureBuilder` makes the features of training rows, of a file to be scored and of one
+API request: as-of cut, aggregates, boosted forecasts, tokens, the backbone's ONNX graph. It holds
+no torch; only cross-fitted forecasts of training rows need the boosters themselves.
+
+Shapes: S samples, F columns, T forecast targets, D width of the backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime as ort
+import polars as pl
+
+from finetune.table import Column, FeatureTable
+from foundation.aggregates import AggregateSpec
+from foundation.batching import history_batches
+from foundation.history import Cut, ProfileHistory, Timeline, cut
+from foundation.schema import Schema
+from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
+
+POOLINGS = ("query", "mean", "last")
+Progress = Callable[[int, int], None]
+
+
+def open_session(graph: str | bytes, threads: int = 1) -> ort.InferenceSession:
+    """An onnxruntime session on the CPU with a fixed number of threads and no spinning."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class Population:
+    """The rows to build features for.
+
+    Attributes:
+        timeline: events of at least these entities.
+        profile: profile rows of at least these entities, or None.
+        entity_ids: [S] strings.
+        as_of_us: [S] int64, UTC microseconds.
+        context: [S] rows of the context columns, or None.
+    """
+
+    timeline: Timeline
+    profile: ProfileHistory | None
+    entity_ids: pl.Series
+    as_of_us: np.ndarray
+    context: pl.DataFrame | None
+
+    def __len__(self) -> int:
+        return len(self.as_of_us)
+
+
+@dataclass
+class Histories:
+    """Token histories of S samples, for recipes that read events themselves."""
+
+    events: EncodedEvents
+    cut: Cut
+    queries: EncodedQueries
+    max_events: int
+
+    def take(self, rows: np.ndarray) -> Histories:
+        """The same for some rows."""
+        return Histories(self.events, self.cut.part(rows), self.queries.take(rows), self.max_events)
+
+
+@dataclass
+class FeatureBuilder:
+    """Turns samples into features.
+
+    Attributes:
+        history: ONNX session of the backbone, None where the backbone has no network.
+        forecasters: ONNX session of the boosted forecasters, None without any.
+        boosted_targets, network_targets: forecast names of the two.
+        titles: forecast name -> words for people.
+    """
+
+    schema: Schema
+    tokenizer: Tokenizer
+    spec: AggregateSpec
+    history: ort.InferenceSession | None = None
+    forecasters: ort.InferenceSession | None = None
+    boosted_targets: tuple[str, ...] = ()
+    network_targets: tuple[str, ...] = ()
+    titles: dict[str, str] = field(default_factory=dict)
+    max_events: int = 256
+
+    def table(
+        self,
+        population: Population,
+        blocks: frozenset[str] | None = None,
+        boosted: Callable[[np.ndarray], np.ndarray] | None = None,
+        batch_size: int = 32,
+        keep_histories: bool = False,
+        progress: Progress | None = None,
+    ) -> FeatureTable:
+        """Features of a population.
+
+        Args:
+            blocks: leave out what none of these blocks needs; None builds everything.
+            boosted: replaces the boosted graph, for cross-fitted training rows:
+                aggregates [S, A] -> probabilities [S, T].
+            batch_size: rows per run of the backbone; a row's values do not depend on it
+                beyond 1e-5.
+        """
+        want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
+        cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
+        aggregates = self.spec.compute(
+            population.timeline, cut_, population.profile, population.entity_ids, population.context
+        )
+        columns = [*self.spec.columns]
+        parts = [aggregates]
+        if "forecast" in want and self.boosted_targets:
+            run = boosted or self._boosted
+            columns += [self._forecast_column(t, "") for t in self.boosted_targets]
+            parts.append(run(aggregates).astype(np.float32))
+        histories = None
+        if self.history is not None and want & {"forecast", "embedding"}:
+            histories = self._histories(population, cut_)
+            states, forecasts = self._run_history(histories, batch_size, progress)
+            if self.network_targets:
+                columns += [self._forecast_column(t, "network.") for t in self.network_targets]
+                parts.append(forecasts)
+            columns += _embedding_columns(states.shape[1])
+            parts.append(states)
+        table = FeatureTable(tuple(columns), np.concatenate(parts, axis=1))
+        table.thin = cut_.stop == cut_.start
+        table.histories = histories if keep_histories else None
+        return table
+
+    def _forecast_column(self, target: str, prefix: str) -> Column:
+        title = self.titles.get(target, target.replace("_", " "))
+        return Column(
+            name=f"{prefix}{target}", block="forecast", kind="number", levels=(),
+            group=f"forecast.{target}", title=f"forecast: {title}",
+        )
+
+    def _boosted(self, aggregates: np.ndarray) -> np.ndarray:
+        assert self.forecasters is not None
+        return self.forecasters.run(None, {"x": aggregates})[0]
+
+    def _histories(self, population: Population, cut_: Cut) -> Histories:
+        events = self.tokenizer.encode_events(population.timeline)
+        queries = self.tokenizer.encode_query(
+            cut_, population.timeline, population.profile, population.context,
+            entity_ids=population.entity_ids,
+        )
+        return Histories(events, cut_, queries, self.max_events)
+
+    def _run_history(
+        self, histories: Histories, batch_size: int, progress: Progress | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """States [S, 3 D] and forecast probabilities [S, T] from the ONNX graph."""
+        assert self.history is not None
+        total = len(histories.cut)
+        outputs: dict[str, np.ndarray] = {}
+        names = [o.name for o in self.history.get_outputs()]
+        inputs = {i.name for i in self.history.get_inputs()}
+        done = 0
+        for rows, batch in history_batches(
+            histories.events, histories.cut, histories.queries, batch_size, histories.max_events
+        ):
+            feed = {k: v for k, v in batch.arrays().items() if k in inputs}
+            for name, value in zip(names, self.history.run(None, feed), strict=True):
+                if name not in outputs:
+                    outputs[name] = np.empty((total, value.shape[-1]), dtype=np.float32)
+                outputs[name][rows] = value.reshape(len(rows), -1)
+            done += len(rows)
+            if progress:
+                progress(done, total)
+        width = len(self.network_targets)
+        forecasts = outputs.get("forecasts", np.empty((total, width), np.float32))
+        return np.concatenate([outputs[p] for p in POOLINGS], axis=1), forecasts
+
+
+def _embedding_columns(width: int) -> list[Column]:
+    each = width // len(POOLINGS)
+    return [
+        Column(
+            name=f"state.{pooling}.{i}", block="embedding", kind="number", levels=(),
+            group="behaviour", title="behaviour pattern",
+        )
+        for pooling in POOLINGS
+        for i in range(each)
+    ]

@@ -1,0 +1,73 @@
+"""A model without labels: what the forecasts say.
+
+The score is the mean of the logits of declared forecasts, or of a named, weighted few. Labels,
+where there are any, only calibrate it (slope never negative); they never change the order.
+
+Shapes: S samples, T forecasts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.calibration import fit_platt
+from finetune.heads import LOGIT_MARGIN, LinearHead, NumberTerm, transformed
+from finetune.recipes import FittedLinear
+from finetune.table import FeatureTable
+from foundation.errors import SampleError, listing, nearest
+
+
+@dataclass(frozen=True)
+class QueryRecipe:
+    """Weighted mean of forecast logits.
+
+    Attributes:
+        weights: forecast column -> positive weight; None takes all forecasts equally.
+    """
+
+    weights: dict[str, float] | None = None
+    name: str = "query"
+    needs: frozenset[str] = frozenset({"forecast"})
+    reads: frozenset[str] = frozenset({"forecast"})
+    slow: bool = False
+
+    def fit(
+        self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
+    ) -> FittedLinear:
+        """Calibrate the query on labels; see `unlabelled` for the query itself."""
+        fitted = self.unlabelled(table)
+        platt = fit_platt(fitted.logit(table), y, weight)
+        head = fitted.head.scaled(platt.slope, platt.intercept)
+        return FittedLinear(self.name, head, fitted.detail | {"slope": platt.slope})
+
+    def unlabelled(self, table: FeatureTable) -> FittedLinear:
+        """The query without any label: missing forecasts count as their mean over the table.
+
+        Raises:
+            SampleError: an unknown forecast is named, or a weight is not positive.
+        """
+        forecasts = table.block("forecast")
+        weights = self.weights or dict.fromkeys(forecasts.names, 1.0)
+        for name, value in weights.items():
+            if name not in forecasts.names:
+                raise SampleError(
+                    f"query names the unknown forecast '{name}'{nearest(name, forecasts.names)}; "
+                    f"forecasts: {listing(forecasts.names)}"
+                )
+            if not value > 0:
+                raise SampleError(f"query gives '{name}' the weight {value}; it must be positive")
+        total = sum(weights.values())
+        p = forecasts.matrix(tuple(weights)).astype(np.float64)
+        every = np.ones(p.shape[1], bool)
+        logits = transformed(p, ~every, every)
+        seen = ~np.isnan(p)
+        usual = np.where(seen, logits, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        limit = float(2 * np.log(1 / LOGIT_MARGIN))
+        terms = tuple(
+            NumberTerm(name, value / total, transform="logit", clip=limit,
+                       missing=float(usual[i] * value / total))
+            for i, (name, value) in enumerate(weights.items())
+        )
+        return FittedLinear(self.name, LinearHead(terms), {"weights": weights})

@@ -1,0 +1,135 @@
+"""What a recipe is, and the ladder of those there are.
+
+A recipe learns from a feature table and labels; what it learnt answers logits in numpy and gives
+itself up as ONNX heads. total logit = offset + sum(weight * head logit).
+
+Shapes: S samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from finetune.heads import Head, LinearHead
+from finetune.table import FeatureTable
+
+LADDER_ORDER = (
+    "query", "scorecard", "linear", "gbdt", "forecast", "probe", "fusion", "prompt", "lora",
+    "transfer", "blend",
+)
+# Lowest variance first: among recipes that cannot be told apart the earliest is shipped.
+VARIANCE_ORDER = (
+    "query", "forecast", "scorecard", "linear", "probe", "blend", "gbdt", "fusion", "prompt",
+    "lora", "transfer",
+)
+FEW_BADS = 10
+FEW_BADS_RECIPES = ("query", "forecast")
+TABULAR = frozenset({"aggregate", "profile", "context"})
+
+
+class FittedRecipe(Protocol):
+    """What a recipe learnt."""
+
+    detail: dict[str, Any]
+    """What was chosen, plain data for the report."""
+
+    @property
+    def offset(self) -> float:
+        """Added once to the weighted sum of head logits."""
+        ...
+
+    def logit(self, table: FeatureTable) -> np.ndarray:
+        """[S] float64 logits of label 1."""
+        ...
+
+    def heads(self) -> list[Head]:
+        """The same as ONNX graphs."""
+        ...
+
+
+class Recipe(Protocol):
+    """A way of adapting.
+
+    Attributes:
+        name: one of `LADDER_ORDER`.
+        needs: blocks that must all be there; `history` for raw histories.
+        reads: blocks it can use, at least one of which must be there.
+        slow: run last, and left out first when time is short.
+    """
+
+    name: str
+    needs: frozenset[str]
+    reads: frozenset[str]
+    slow: bool
+
+    def fit(
+        self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
+    ) -> FittedRecipe:
+        """Learn from [S] labels 0 or 1, positive weights and entity groups.
+
+        Raises:
+            SampleError: the rows cannot teach this recipe; the ladder shows it as skipped.
+        """
+        ...
+
+
+@dataclass
+class FittedLinear:
+    """A fitted recipe that is one linear head."""
+
+    name: str
+    head: LinearHead
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def offset(self) -> float:
+        """Zero: the intercept lives in the head."""
+        return 0.0
+
+    def logit(self, table: FeatureTable) -> np.ndarray:
+        """[S] float64 logits."""
+        return self.head.logit(table)
+
+    def heads(self) -> list[Head]:
+        """One linear graph."""
+        return [self.head.head(self.name)]
+
+
+def missing_reason(recipe: Recipe, table: FeatureTable) -> str:
+    """Why a recipe cannot read this table, or the empty string."""
+    absent = recipe.needs - table.blocks
+    if absent:
+        return f"no {' and no '.join(sorted(absent))} columns"
+    if recipe.reads and not recipe.reads & table.blocks:
+        return f"none of the columns it reads: {', '.join(sorted(recipe.reads))}"
+    return ""
+
+
+def standard_recipes(query: dict[str, float] | None = None, monotone: bool = False) -> list[Recipe]:
+    """The recipes that need no gradient on the backbone, in ladder order.
+
+    Args:
+        query: forecast columns and their weights for the recipe `query`; all, equally, without.
+        monotone: the recipe `forecast` keeps its weights non-negative.
+    """
+    # Imported here, as each of these modules reads the protocol above.
+    from finetune.blend import BlendRecipe
+    from finetune.fusion import FusionRecipe
+    from finetune.gbdt import GbdtRecipe
+    from finetune.linear import ForecastRecipe, LinearRecipe, ProbeRecipe
+    from finetune.query import QueryRecipe
+    from finetune.scorecard import ScorecardRecipe
+
+    members: list[Recipe] = [
+        QueryRecipe(query),
+        ScorecardRecipe(),
+        LinearRecipe(),
+        GbdtRecipe(),
+        ForecastRecipe(monotone=monotone),
+        ProbeRecipe(),
+        FusionRecipe(),
+    ]
+    return [*members, BlendRecipe(tuple(members))]

@@ -1,0 +1,1 @@
+"""Event data, tokenizer, backbone and pretraining of riskfm."""

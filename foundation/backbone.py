@@ -1,0 +1,274 @@
+"""The backbone: a causal transformer with one token per event and query tokens after the history.
+
+Shapes: B batch, L events, K slots, X extra columns of an event, Q queries, P profile and context
+slots, Y extra columns of a query, D width, E slot width, T forecast targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from foundation.attention import Block, RMSNorm, Rotary, bidirectional_mask, query_mask
+from foundation.errors import ArtifactError
+from foundation.event_encoder import Fusion, TokenTable, layout_of
+
+if TYPE_CHECKING:
+    from foundation.tokenizer import Tokenizer
+
+INPUTS = (
+    "source", "code", "value", "extra", "days",
+    "query_days", "query_extra", "query_code", "query_value", "query_position",
+)
+
+
+class RiskBackboneConfig(PreTrainedConfig):
+    """Sizes and what the weights were trained with.
+
+    Attributes:
+        width, layers, heads, hidden: D, blocks, attention heads, SwiGLU width of a block.
+        fusion_hidden: SwiGLU width of the event encoder.
+        slot_width: E. hash_rows, name_rows: rows of the value and name tables.
+        knots: knots of the continuous value. extra, query_extra: X and Y.
+        targets: names of the forecasts, in output order.
+        activity_days: horizons of the automatic targets (any event and count per source).
+        gap_edges_days: inner edges of the bins of the time to the next event.
+        bidirectional: events see all events before the query; one query per sequence.
+        tokenizer_fingerprint, schema_fingerprint: what the weights belong to.
+    """
+
+    model_type = "riskfm-backbone"
+
+    def __init__(
+        self,
+        width: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        hidden: int = 256,
+        fusion_hidden: int = 128,
+        slot_width: int = 64,
+        hash_rows: int = 4096,
+        name_rows: int = 512,
+        knots: int = 16,
+        extra: int = 8,
+        query_extra: int = 8,
+        dropout: float = 0.0,
+        targets: Sequence[str] = (),
+        activity_days: Sequence[int] = (30,),
+        gap_edges_days: Sequence[float] = (
+            1e-6, 0.04, 0.25, 1.0, 2.0, 4.0, 7.5, 15.0, 25.0, 32.0, 62.0, 93.0, 185.0),
+        shortest_days: float = 1.0,
+        longest_days: float = 2922.0,
+        bidirectional: bool = False,
+        tokenizer_fingerprint: str = "",
+        schema_fingerprint: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.hidden = hidden
+        self.fusion_hidden = fusion_hidden
+        self.slot_width = slot_width
+        self.hash_rows = hash_rows
+        self.name_rows = name_rows
+        self.knots = knots
+        self.extra = extra
+        self.query_extra = query_extra
+        self.dropout = dropout
+        self.targets = list(targets)
+        self.activity_days = list(activity_days)
+        self.gap_edges_days = list(gap_edges_days)
+        self.shortest_days = shortest_days
+        self.longest_days = longest_days
+        self.bidirectional = bidirectional
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.schema_fingerprint = schema_fingerprint
+        super().__init__(**kwargs)
+
+
+@dataclass
+class BackboneOutput:
+    """What the backbone says.
+
+    Attributes:
+        events: [B, L, D] state after each event; padding holds whatever came out.
+        query: [B, Q, D] state of each query token.
+        forecasts: [B, Q, T] logits of the declared outcomes.
+    """
+
+    events: torch.Tensor
+    query: torch.Tensor
+    forecasts: torch.Tensor
+
+
+class RiskBackbone(PreTrainedModel):
+    """Event encoder, causal history encoder, query tokens and forecast head.
+
+    Bind a tokenizer before the first forward: `bind` derives every index from it, none of which is
+    stored, so that the weights fit any tokenizer of any schema.
+    """
+
+    config_class = RiskBackboneConfig
+    base_model_prefix = "backbone"
+    main_input_name = "code"
+    _no_split_modules = ["Block"]
+
+    def __init__(self, config: RiskBackboneConfig) -> None:
+        super().__init__(config)
+        c = config
+        self.tokens = TokenTable(c.slot_width, c.hash_rows, c.name_rows, c.knots)
+        self.event_fusion = Fusion(c.slot_width, c.width, c.fusion_hidden, c.extra)
+        self.query_fusion = Fusion(c.slot_width, c.width, c.fusion_hidden, c.query_extra)
+        self.query_token = nn.Parameter(torch.zeros(c.width))
+        self.rotary = Rotary(c.width // c.heads, c.shortest_days, c.longest_days)
+        self.blocks = nn.ModuleList(
+            Block(c.width, c.heads, c.hidden, c.dropout) for _ in range(c.layers)
+        )
+        self.final_norm = RMSNorm(c.width)
+        self.forecast_head = nn.Linear(c.width, len(c.targets))
+        self._frozen_tables: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal with standard deviation 0.02 for tables, fan-in scaled for matrices."""
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Block):
+            depth = (2 * self.config.layers) ** -0.5
+            for last in (module.attention_out, module.mlp_out):
+                nn.init.normal_(last.weight, std=depth * last.in_features**-0.5)
+        elif isinstance(module, RiskBackbone):
+            nn.init.normal_(module.query_token, std=0.02)
+            nn.init.normal_(module.forecast_head.weight, std=0.02)
+
+    @property
+    def layout(self) -> dict[str, torch.Tensor]:
+        """Index tensors of the bound tokenizer.
+
+        Raises:
+            ArtifactError: no tokenizer is bound.
+        """
+        found = {
+            name.removeprefix("layout_"): tensor
+            for name, tensor in self.named_buffers(recurse=False)
+            if name.startswith("layout_")
+        }
+        if not found:
+            raise ArtifactError("this backbone has no tokenizer yet; call bind(tokenizer) first")
+        return found
+
+    def bind(self, tokenizer: Tokenizer) -> RiskBackbone:
+        """Take a tokenizer's codes: of the schema trained on, an extension of it, or another schema.
+
+        Raises:
+            ArtifactError: the tokenizer makes other numbers of extra columns than the weights read.
+        """
+        for name, tensor in layout_of(tokenizer, self.config).tensors().items():
+            self.register_buffer(f"layout_{name}", tensor.to(self.device), persistent=False)
+        self._frozen_tables = None
+        return self
+
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of all codes, [V, E] twice; the frozen ones after `freeze_tables`."""
+        return self._frozen_tables or self.tokens(self.layout)
+
+    def freeze_tables(self) -> RiskBackbone:
+        """Compute the tables of codes once, for export and inference."""
+        with torch.no_grad():
+            self._frozen_tables = tuple(t.detach().clone() for t in self.tokens(self.layout))
+        return self
+
+    def resize_targets(self, targets: Sequence[str]) -> RiskBackbone:
+        """Set the forecast targets; those kept by name keep their weights, new ones start fresh."""
+        old, names = self.forecast_head, list(targets)
+        head = nn.Linear(self.config.width, len(names)).to(self.device, self.dtype)
+        with torch.no_grad():
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            for i, name in enumerate(names):
+                if name in self.config.targets:
+                    j = self.config.targets.index(name)
+                    head.weight[i], head.bias[i] = old.weight[j], old.bias[j]
+        self.forecast_head = head
+        self.config.targets = names
+        return self
+
+    def encode_tokens(
+        self, source: torch.Tensor, code: torch.Tensor, value: torch.Tensor, extra: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, L, D] vectors of events before any of them has seen another."""
+        sources = F.embedding(source, self.tokens.sources(self.layout))
+        return self.event_fusion(self.tokens.slots(self.tables(), code, value) + sources, extra)
+
+    def encode_queries(
+        self, query_code: torch.Tensor, query_value: torch.Tensor, query_extra: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, Q, D] vectors of queries: profile, context and what is known of the moment."""
+        slots = self.tokens.slots(self.tables(), query_code, query_value)
+        return self.query_fusion(slots, query_extra) + self.query_token
+
+    def contextualise(
+        self,
+        events: torch.Tensor,
+        days: torch.Tensor,
+        queries: torch.Tensor,
+        query_days: torch.Tensor,
+        query_position: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the blocks.
+
+        Args:
+            events: [B, L, D]; days: [B, L]; queries: [B, Q, D]; query_days: [B, Q];
+            query_position: [B, Q] int64.
+
+        Returns:
+            [B, L, D] and [B, Q, D], normalised.
+        """
+        length = events.shape[1]
+        index = torch.arange(length, device=events.device, dtype=days.dtype).expand_as(days)
+        event_angles = self.rotary(index, days)
+        query_angles = self.rotary(query_position.to(days.dtype), query_days)
+        seen = query_mask(query_position, length)
+        both = bidirectional_mask(query_position, length) if self.config.bidirectional else None
+        for block in self.blocks:
+            events, queries = block(events, queries, event_angles, query_angles, both, seen)
+        return self.final_norm(events), self.final_norm(queries)
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        code: torch.Tensor,
+        value: torch.Tensor,
+        extra: torch.Tensor,
+        days: torch.Tensor,
+        query_days: torch.Tensor,
+        query_extra: torch.Tensor,
+        query_code: torch.Tensor,
+        query_value: torch.Tensor,
+        query_position: torch.Tensor,
+    ) -> BackboneOutput:
+        """Encode histories and their queries.
+
+        Args:
+            source: [B, L] int64; code: [B, L, K] int64; value: [B, L, K]; extra: [B, L, X];
+            days: [B, L] since the entity's first event; query_days: [B, Q]; query_extra: [B, Q, Y];
+            query_code: [B, Q, P] int64; query_value: [B, Q, P];
+            query_position: [B, Q] int64, number of leading events each query may see.
+        """
+        events = self.encode_tokens(source, code, value, extra)
+        queries = self.encode_queries(query_code, query_value, query_extra)
+        events, queries = self.contextualise(events, days, queries, query_days, query_position)
+        return BackboneOutput(events, queries, self.forecast_head(queries))

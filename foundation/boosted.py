@@ -1,0 +1,322 @@
+"""Boosted forecasters of declared outcomes, trained on earlier cuts without one label.
+
+History holds its own outcomes: for an earlier cut of an entity it is known what the next weeks
+brought. For every target one LightGBM model per fold learns it from the aggregates at the cut.
+Folds go by entity: the prediction for an entity that took part in training comes from the fold
+that never saw it (cross-fitted), that for any other row from the mean margin of all folds.
+
+Shapes: S rows, F features, T targets, R training cuts. Probabilities are float32.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightgbm as lgb
+import msgspec
+import numpy as np
+import polars as pl
+
+from foundation import strict
+from foundation.aggregates import AggregateSpec
+from foundation.errors import ArtifactError
+from foundation.history import ProfileHistory, Timeline, cut
+from foundation.schema import Schema
+from foundation.targets import outcome_targets, past_cuts, target_names
+from foundation.trees import float32_thresholds
+
+FILE = "forecasters.json"
+
+
+class BoostSettings(strict.Strict):
+    """How forecasters are trained; the defaults suit every set they were tried on.
+
+    Attributes:
+        folds: models per target, split by entity.
+        per_entity: earlier cuts per entity; max_rows caps them over all entities.
+        anchored: share of cuts just before an event, the others on the monthly grid.
+        min_class: targets with fewer positives or negatives are skipped.
+    """
+
+    folds: int = 5
+    per_entity: int = 8
+    max_rows: int = 100_000
+    anchored: float = 0.5
+    rounds: int = 150
+    learning_rate: float = 0.05
+    leaves: int = 15
+    min_leaf: int = 50
+    l2: float = 10.0
+    column_share: float = 0.3
+    row_share: float = 0.7
+    min_class: int = 20
+    threads: int = 2
+
+
+class TargetCard(strict.Strict):
+    """What is known about one forecast.
+
+    Attributes:
+        rows, positives: matured training cuts and how many came true.
+        auc, log_loss: of the cross-fitted predictions on the training cuts.
+        reason: why the target was skipped; empty when it was fitted.
+    """
+
+    name: str
+    title: str
+    rows: int = 0
+    positives: int = 0
+    auc: float = float("nan")
+    log_loss: float = float("nan")
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Forecasters:
+    """Fitted forecasters.
+
+    Attributes:
+        cards: one per fitted target, in output order.
+        skipped: targets without a model, with the reason.
+        models: per target its boosters, one per fold.
+        features: names of the F aggregate columns they read.
+    """
+
+    cards: tuple[TargetCard, ...]
+    models: tuple[tuple[lgb.Booster, ...], ...]
+    features: tuple[str, ...]
+    folds: int
+    skipped: tuple[TargetCard, ...] = ()
+    threads: int = 2
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The T forecasts in output order, such as `late_31d`."""
+        return tuple(card.name for card in self.cards)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """Their words for people."""
+        return tuple(card.title for card in self.cards)
+
+    def margins(
+        self, x: np.ndarray, entity_ids: pl.Series | None = None, cross_fitted: bool = False
+    ) -> np.ndarray:
+        """[S, T] float64 log-odds; see `predict`."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        out = np.zeros((len(x), len(self.models)))
+        if not len(x):
+            return out
+        if cross_fitted:
+            if entity_ids is None:
+                raise ValueError("cross-fitted forecasts need the entity of every row")
+            fold = fold_of(entity_ids, self.folds)
+            for k in range(self.folds):
+                rows = np.flatnonzero(fold == k)
+                if len(rows):
+                    for t, boosters in enumerate(self.models):
+                        out[rows, t] = self._raw(boosters[k], x[rows])
+            return out
+        for t, boosters in enumerate(self.models):
+            out[:, t] = sum(self._raw(b, x) for b in boosters) / len(boosters)
+        return out
+
+    def predict(
+        self, x: np.ndarray, entity_ids: pl.Series | None = None, cross_fitted: bool = False
+    ) -> np.ndarray:
+        """Probabilities that each outcome comes true.
+
+        Args:
+            x: [S, F] float32 aggregates.
+            entity_ids: [S], needed for cross-fitting.
+            cross_fitted: take each entity's own fold, as for rows whose entity was trained on.
+        Returns:
+            [S, T] float32.
+        """
+        margin = self.margins(x, entity_ids, cross_fitted)
+        return (1.0 / (1.0 + np.exp(-margin))).astype(np.float32)
+
+    def _raw(self, booster: lgb.Booster, x: np.ndarray) -> np.ndarray:
+        return booster.predict(x, raw_score=True, num_threads=self.threads)
+
+    def save(self, directory: str | Path) -> None:
+        """Write forecasters.json and forecasters/TARGET.FOLD.txt (LightGBM text)."""
+        root = Path(directory)
+        (root / "forecasters").mkdir(parents=True, exist_ok=True)
+        for card, boosters in zip(self.cards, self.models, strict=True):
+            for k, booster in enumerate(boosters):
+                path = root / "forecasters" / f"{card.name}.{k}.txt"
+                path.write_text(booster.model_to_string(num_iteration=-1), encoding="utf-8")
+        data = {
+            "folds": self.folds,
+            "features": list(self.features),
+            "targets": [_card(c) for c in self.cards],
+            "skipped": [_card(c) for c in self.skipped],
+        }
+        text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+        (root / FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path, threads: int = 2) -> Forecasters:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+        """
+        root = Path(directory)
+        try:
+            data = json.loads((root / FILE).read_text(encoding="utf-8"))
+            cards = tuple(msgspec.convert(_nan(c), TargetCard) for c in data["targets"])
+            skipped = tuple(msgspec.convert(_nan(c), TargetCard) for c in data["skipped"])
+            models = tuple(
+                tuple(
+                    lgb.Booster(model_str=_text(root / "forecasters" / f"{card.name}.{k}.txt"))
+                    for k in range(data["folds"])
+                )
+                for card in cards
+            )
+            features = tuple(data["features"])
+        except (OSError, ValueError, KeyError, msgspec.ValidationError, lgb.basic.LightGBMError) as exc:
+            raise ArtifactError(f"{root}: the forecasters cannot be read: {exc}") from None
+        return cls(cards, models, features, data["folds"], skipped, threads)
+
+
+def fold_of(entity_ids: pl.Series, folds: int) -> np.ndarray:
+    """[S] int64 fold of each entity: CRC-32 of its UTF-8 id, modulo the number of folds."""
+    hashes = (zlib.crc32(str(e).encode()) for e in entity_ids)
+    return np.fromiter(hashes, dtype=np.int64, count=len(entity_ids)) % folds
+
+
+def fit_forecasters(
+    schema: Schema,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
+    spec: AggregateSpec,
+    until_us: int,
+    seed: int = 0,
+    settings: BoostSettings | None = None,
+) -> Forecasters:
+    """Train the forecasters of every declared outcome and horizon.
+
+    Args:
+        timeline: events of the entities that may be learned from, and of no others.
+        until_us: only events known before it are read.
+        spec: aggregates whose columns are the features.
+    """
+    settings = settings or BoostSettings()
+    outcomes = schema.parsed_outcomes()
+    titles = [outcome.title(h) for outcome in outcomes for h in outcome.horizons]
+    horizons = tuple(h for outcome in outcomes for h in outcome.horizons)
+    if not outcomes or not len(timeline):
+        reason = "no event to learn from"
+        skipped = [TargetCard(name=n, title=t, reason=reason)
+                   for n, t in zip(target_names(outcomes), titles, strict=True)]
+        return Forecasters((), (), spec.names, settings.folds, tuple(skipped), settings.threads)
+    rng = np.random.default_rng(seed)
+    entity, cut_us = past_cuts(
+        timeline, until_us, horizons, rng, settings.per_entity, settings.anchored
+    )
+    if len(entity) > settings.max_rows:
+        chosen = np.sort(rng.choice(len(entity), settings.max_rows, replace=False))
+        entity, cut_us = entity[chosen], cut_us[chosen]
+    ids = timeline.entity_ids[entity]
+    x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids)
+    y, _ = outcome_targets(timeline, outcomes, entity, cut_us, until_us)
+    cards = [TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)]
+    return train(x, y, fold_of(ids, settings.folds), cards, spec.names, settings, seed)
+
+
+def train(
+    x: np.ndarray,
+    y: np.ndarray,
+    fold: np.ndarray,
+    cards: Sequence[TargetCard],
+    features: tuple[str, ...],
+    settings: BoostSettings,
+    seed: int,
+) -> Forecasters:
+    """Fit one model per target and fold.
+
+    Args:
+        x: [R, F] float32. y: [R, T], NaN unknown. fold: [R] int64.
+    """
+    data = lgb.Dataset(x, free_raw_data=False, params=_params(settings, seed))
+    data.construct()
+    fitted, models, skipped = [], [], []
+    for t, card in enumerate(cards):
+        known = ~np.isnan(y[:, t])
+        label = np.where(known, y[:, t], 0.0)
+        positives, rows = int(label.sum()), int(known.sum())
+        card = msgspec.structs.replace(card, rows=rows, positives=positives)
+        if min(positives, rows - positives) < settings.min_class:
+            reason = (f"{positives} of {rows} matured cuts came true; "
+                      f"{settings.min_class} of each kind are needed")
+            skipped.append(msgspec.structs.replace(card, reason=reason))
+            continue
+        data.set_label(label)
+        boosters = [
+            _fit_one(data, np.flatnonzero(known & (fold != k)), settings, seed)
+            for k in range(settings.folds)
+        ]
+        models.append(tuple(boosters))
+        auc, loss = _cross_fitted(boosters, x, label, known, fold, settings.threads)
+        fitted.append(msgspec.structs.replace(card, auc=auc, log_loss=loss))
+    return Forecasters(
+        tuple(fitted), tuple(models), features, settings.folds, tuple(skipped), settings.threads
+    )
+
+
+def _params(settings: BoostSettings, seed: int) -> dict[str, object]:
+    return {
+        "objective": "binary", "verbosity": -1, "seed": seed, "deterministic": True,
+        "force_row_wise": True, "num_threads": settings.threads,
+        "learning_rate": settings.learning_rate, "num_leaves": settings.leaves,
+        "min_data_in_leaf": settings.min_leaf, "lambda_l2": settings.l2,
+        "feature_fraction": settings.column_share, "bagging_fraction": settings.row_share,
+        "bagging_freq": 1, "max_bin": 127, "feature_pre_filter": False,
+    }
+
+
+def _fit_one(
+    data: lgb.Dataset, rows: np.ndarray, settings: BoostSettings, seed: int
+) -> lgb.Booster:
+    """One booster on some rows of a binned data set."""
+    part = data.subset(rows.tolist())
+    booster = lgb.train(_params(settings, seed), part, num_boost_round=settings.rounds)
+    return float32_thresholds(booster)
+
+
+def _cross_fitted(
+    boosters: list[lgb.Booster], x: np.ndarray, label: np.ndarray, known: np.ndarray,
+    fold: np.ndarray, threads: int,
+) -> tuple[float, float]:
+    """AUC and log-loss of predictions for the held-out entities of each fold."""
+    margin = np.zeros(len(x))
+    for k, booster in enumerate(boosters):
+        rows = np.flatnonzero(known & (fold == k))
+        if len(rows):
+            margin[rows] = booster.predict(x[rows], raw_score=True, num_threads=threads)
+    margin, label = margin[known], label[known]
+    loss = np.logaddexp(0.0, margin) - label * margin
+    rank = pl.Series(margin).rank("average").to_numpy()
+    ones = label.sum()
+    auc = (rank[label == 1].sum() - ones * (ones + 1) / 2) / (ones * (len(label) - ones))
+    return float(auc), float(loss.mean())
+
+
+def _card(card: TargetCard) -> dict[str, object]:
+    data = msgspec.to_builtins(card)
+    return {k: None if isinstance(v, float) and v != v else v for k, v in data.items()}
+
+
+def _nan(data: dict[str, object]) -> dict[str, object]:
+    return {k: float("nan") if v is None else v for k, v in data.items()}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

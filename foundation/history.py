@@ -1,0 +1,278 @@
+"""Point-in-time history: the one place where events meet an as_of.
+
+History at a point T is the events with `known_at < T`, nothing else. A timeline holds every event
+of a set of entities in the order in which they became known, so that the history of a sample is a
+contiguous range. Training, back-testing, file scoring and the API all cut here.
+
+Shapes: N events, E entities, S samples. Times are int64 microseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from foundation.schema import Schema
+
+ALWAYS_KNOWN = np.iinfo(np.int64).min
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All events of some entities, sorted by (entity, known_at, event_time, source, import order).
+
+    Attributes:
+        entity_ids: [E] strings, sorted, unique.
+        offsets: [E + 1] int64; events of entity e stand at offsets[e]:offsets[e + 1].
+        known_us, event_us: [N] int64.
+        source: [N] int16, index into schema.source_names.
+        row: [N] int64, row of the event in frames[source].
+        frames: per source its columns; row order is that of the import.
+    """
+
+    schema: Schema
+    entity_ids: pl.Series
+    offsets: np.ndarray
+    known_us: np.ndarray
+    event_us: np.ndarray
+    source: np.ndarray
+    row: np.ndarray
+    frames: tuple[pl.DataFrame, ...]
+
+    def __len__(self) -> int:
+        return len(self.known_us)
+
+    @property
+    def entity(self) -> np.ndarray:
+        """[N] int64: entity index of every event."""
+        return np.repeat(np.arange(len(self.entity_ids)), np.diff(self.offsets))
+
+    def positions(self, source: int) -> np.ndarray:
+        """Timeline positions of a source's events, in timeline order."""
+        return np.flatnonzero(self.source == source)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Histories of S samples: events start[s]:stop[s] of the timeline.
+
+    Attributes:
+        entity: [S] int64 index into the timeline's entities, -1 for an entity without events.
+        as_of_us: [S] int64; every event of the range has known_us < as_of_us.
+    """
+
+    entity: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    as_of_us: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def part(self, rows: np.ndarray | slice) -> Cut:
+        """The same histories for some of the samples."""
+        return Cut(self.entity[rows], self.start[rows], self.stop[rows], self.as_of_us[rows])
+
+
+def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeline:
+    """Merge the sources of a schema into one timeline.
+
+    Args:
+        frames: per source name a frame with `entity_id` (str), `event_time` and `known_at`
+            (Datetime us, UTC or naive UTC) and the source's fields; a missing source is empty.
+    """
+    tables = []
+    for name in schema.source_names:
+        frame = frames.get(name)
+        tables.append(empty_source(schema, name) if frame is None else frame)
+    ids, codes = entity_codes(*(frame["entity_id"] for frame in tables))
+    parts = [
+        pl.DataFrame(
+            {
+                "entity": code,
+                "known": frame["known_at"].to_physical().cast(pl.Int64),
+                "event": frame["event_time"].to_physical().cast(pl.Int64),
+                "source": pl.repeat(index, len(frame), dtype=pl.Int16, eager=True),
+                "row": pl.int_range(len(frame), dtype=pl.Int64, eager=True),
+            }
+        )
+        for index, (frame, code) in enumerate(zip(tables, codes, strict=True))
+    ]
+    merged = pl.concat(parts) if parts else _no_events()
+    merged = merged.sort("entity", "known", "event", "source", "row")
+    entity = merged["entity"].to_numpy()
+    offsets = np.searchsorted(entity, np.arange(len(ids) + 1)).astype(np.int64)
+    return Timeline(
+        schema=schema,
+        entity_ids=ids,
+        offsets=offsets,
+        known_us=merged["known"].to_numpy(),
+        event_us=merged["event"].to_numpy(),
+        source=merged["source"].to_numpy(),
+        row=merged["row"].to_numpy(),
+        frames=tuple(tables),
+    )
+
+
+def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
+    """Entity ids as positions in their sorted union.
+
+    Looks up one id per run of equal ids, so that columns sorted by entity cost next to nothing.
+
+    Args:
+        columns: id columns without nulls; anything that casts to String.
+    Returns:
+        ids: [E] strings, sorted, unique, over all columns.
+        codes: per column [n] uint32 positions in `ids`.
+    """
+    runs, lengths = [], []
+    for column in columns:
+        text = column.cast(pl.String)
+        first = (text != text.shift(1)).fill_null(True).arg_true()
+        runs.append(text.gather(first))
+        lengths.append(np.diff(first.to_numpy().astype(np.int64), append=len(text)))
+    every = pl.concat(runs) if runs else pl.Series([], dtype=pl.String)
+    ids = every.unique().sort().alias("entity_id")
+    order = pl.Enum(ids)
+    codes = [
+        np.repeat(run.cast(order).to_physical().cast(pl.UInt32).to_numpy(), length)
+        for run, length in zip(runs, lengths, strict=True)
+    ]
+    return ids, codes
+
+
+def cut(timeline: Timeline, entity_ids: pl.Series, as_of_us: np.ndarray) -> Cut:
+    """The as-of cut: for each sample the range of its entity's events with known_at < as_of.
+
+    Args:
+        entity_ids: [S] strings.
+        as_of_us: [S] int64.
+    """
+    as_of_us = np.asarray(as_of_us, dtype=np.int64)
+    entity = entity_index(timeline.entity_ids, entity_ids)
+    known = entity >= 0
+    safe = np.where(known, entity, 0)
+    if len(timeline.entity_ids) == 0:
+        zero = np.zeros(len(as_of_us), dtype=np.int64)
+        return Cut(entity, zero, zero, as_of_us)
+    start = np.where(known, timeline.offsets[safe], 0)
+    end = np.where(known, timeline.offsets[safe + 1], 0)
+    return Cut(entity, start, first_not_before(timeline.known_us, start, end, as_of_us), as_of_us)
+
+
+def entity_index(entity_ids: pl.Series, wanted: pl.Series) -> np.ndarray:
+    """[S] int64 position of each wanted id among the sorted unique `entity_ids`, -1 if absent."""
+    wanted = wanted.cast(pl.String)
+    if len(entity_ids) == 0:
+        return np.full(len(wanted), -1, dtype=np.int64)
+    found = wanted.cast(pl.Enum(entity_ids), strict=False).to_physical()
+    return found.cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def first_not_before(
+    times: np.ndarray, start: np.ndarray, end: np.ndarray, bound: np.ndarray
+) -> np.ndarray:
+    """For each range [start, end) of sorted `times` the first position with times >= bound.
+
+    A binary search over all ranges at once; no loop per range.
+    """
+    low, high = start.copy(), end.copy()
+    while True:
+        open_ = low < high
+        if not open_.any():
+            return low
+        middle = (low + high) // 2
+        probe = times[np.minimum(middle, len(times) - 1)]
+        before = open_ & (probe < bound)
+        low = np.where(before, middle + 1, low)
+        high = np.where(open_ & ~before, middle, high)
+
+
+def flatten(cut_: Cut) -> tuple[np.ndarray, np.ndarray]:
+    """Histories laid out flat.
+
+    Returns:
+        position: [M] int64 timeline positions, sample after sample.
+        sample: [M] int64 index of the sample each belongs to.
+    """
+    lengths = cut_.stop - cut_.start
+    sample = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.cumsum(lengths) - lengths
+    position = np.arange(int(lengths.sum())) - np.repeat(first - cut_.start, lengths)
+    return position, sample
+
+
+@dataclass(frozen=True)
+class ProfileHistory:
+    """Profile rows sorted by (entity, known_at); the latest known row is an entity's profile."""
+
+    entity_ids: pl.Series
+    offsets: np.ndarray
+    known_us: np.ndarray
+    frame: pl.DataFrame
+
+
+def build_profile(frame: pl.DataFrame) -> ProfileHistory:
+    """Sort profile rows.
+
+    Args:
+        frame: `entity_id`, `known_at` (Datetime us; null: known from the beginning), fields.
+    """
+    frame = frame.with_columns(
+        pl.col("entity_id").cast(pl.String),
+        pl.col("known_at").to_physical().cast(pl.Int64).fill_null(ALWAYS_KNOWN).alias("_known"),
+    ).sort("entity_id", "_known", maintain_order=True)
+    ids, (code,) = entity_codes(frame["entity_id"])
+    offsets = np.searchsorted(code, np.arange(len(ids) + 1)).astype(np.int64)
+    return ProfileHistory(ids, offsets, frame["_known"].to_numpy(), frame.drop("_known"))
+
+
+def latest_profile(
+    profile: ProfileHistory, entity_ids: pl.Series, as_of_us: np.ndarray
+) -> np.ndarray:
+    """[S] int64 row of profile.frame that was the latest known at as_of, -1 for none."""
+    entity = entity_index(profile.entity_ids, entity_ids)
+    known = entity >= 0
+    if not len(profile.entity_ids):
+        return np.full(len(entity), -1, dtype=np.int64)
+    safe = np.where(known, entity, 0)
+    start = np.where(known, profile.offsets[safe], 0)
+    end = np.where(known, profile.offsets[safe + 1], 0)
+    stop = first_not_before(profile.known_us, start, end, np.asarray(as_of_us, dtype=np.int64))
+    return np.where(stop > start, stop - 1, -1)
+
+
+def empty_source(schema: Schema, name: str) -> pl.DataFrame:
+    """A frame of no events with the columns of a source."""
+    columns: dict[str, pl.DataType] = {
+        "entity_id": pl.String(),
+        "event_time": pl.Datetime("us"),
+        "known_at": pl.Datetime("us"),
+    }
+    for field, spec in schema.sources[name].fields.items():
+        columns[field] = storage_type(spec.kind)
+    return pl.DataFrame(schema=columns)
+
+
+def storage_type(kind: str) -> pl.DataType:
+    """How a kind of field is stored: numbers as Float64, booleans, times in us, else strings."""
+    if kind in ("number", "money"):
+        return pl.Float64()
+    if kind == "boolean":
+        return pl.Boolean()
+    if kind == "timestamp":
+        return pl.Datetime("us")
+    return pl.String()
+
+
+def _no_events() -> pl.DataFrame:
+    return pl.DataFrame(
+        schema={
+            "entity": pl.UInt32, "known": pl.Int64, "event": pl.Int64,
+            "source": pl.Int16, "row": pl.Int64,
+        }
+    )

@@ -1,0 +1,114 @@
+"""Delta tables of the store: bucketed by entity, sorted inside, read at pinned versions.
+
+A table starts as an empty version 0. A version that no import record pins is never read, and the
+next write first restores the pinned one, so what an interrupted import left behind stays unseen.
+Times stand in Delta as UTC timestamps (Spark, DuckDB and Ray read them) and come out naive UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from deltalake import DeltaTable, write_deltalake
+
+from foundation.history import entity_codes
+
+BUCKETS = 16
+BUCKET = "entity_bucket"
+ROW = "import_row"
+INTERNAL = (BUCKET, ROW)
+_PRIME = np.uint64(1_099_511_628_211)
+_MIX = np.uint64(0xFF51AFD7ED558CCD)
+
+
+def buckets_of(entity_ids: pl.Series) -> np.ndarray:
+    """[n] int32 bucket of each id: a polynomial hash of its UTF-8 bytes, stable for ever."""
+    lengths = entity_ids.str.len_bytes().to_numpy().astype(np.int64)
+    if not len(lengths):
+        return np.zeros(0, dtype=np.int32)
+    data = np.frombuffer("".join(entity_ids.to_list()).encode(), dtype=np.uint8)
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(data)) - np.repeat(starts, lengths)
+    powers = np.ones(int(lengths.max()) + 1, dtype=np.uint64)
+    powers[1:] = _PRIME
+    powers = np.cumprod(powers, dtype=np.uint64)
+    terms = (data.astype(np.uint64) + np.uint64(1)) * powers[place]
+    mixed = np.add.reduceat(terms, starts)
+    mixed = (mixed ^ (mixed >> np.uint64(33))) * _MIX
+    return ((mixed >> np.uint64(40)) % np.uint64(BUCKETS)).astype(np.int32)
+
+
+def create_table(path: Path, columns: Mapping[str, pl.DataType]) -> None:
+    """Create an empty table at version 0; an existing one stays as it is."""
+    if DeltaTable.is_deltatable(str(path)):
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    empty = _to_delta(pl.DataFrame(schema=columns | {ROW: pl.Int64(), BUCKET: pl.Int32()}))
+    write_deltalake(str(path), empty, partition_by=[BUCKET], mode="ignore")
+
+
+def append(path: Path, pinned: int, frame: pl.DataFrame, first_row: int) -> int:
+    """Append rows on top of the pinned version.
+
+    Args:
+        frame: `entity_id` (never null), `known_at`, perhaps `event_time`, fields.
+        first_row: number the first row gets; numbers run on in frame order.
+    Returns:
+        The Delta version that holds the pinned rows and the new ones.
+    """
+    table = DeltaTable(str(path))
+    if table.version() != pinned:
+        table.restore(pinned)
+        table = DeltaTable(str(path))
+    if not len(frame):
+        return int(table.version())
+    ids, (codes,) = entity_codes(frame["entity_id"])
+    frame = frame.with_columns(
+        pl.int_range(first_row, first_row + len(frame), dtype=pl.Int64, eager=True).alias(ROW),
+        pl.Series(BUCKET, buckets_of(ids)[codes]),
+        pl.Series("_code", codes),
+    )
+    times = ["known_at", *(["event_time"] if "event_time" in frame.columns else [])]
+    frame = frame.sort(BUCKET, "_code", *times, ROW).drop("_code")
+    write_deltalake(table, _to_delta(frame), mode="append", partition_by=[BUCKET])
+    return int(DeltaTable(str(path)).version())
+
+
+def scan(
+    path: Path,
+    pinned: int,
+    entities: pl.Series | None = None,
+    until_us: int | None = None,
+) -> pl.LazyFrame:
+    """Rows at a pinned version, in no particular order, times still in UTC zone.
+
+    Args:
+        entities: only these (str); buckets without any of them are not opened.
+        until_us: only rows with known_at < until_us; rows without known_at stay.
+    """
+    rows = pl.scan_delta(str(path), version=pinned)
+    if until_us is not None:
+        until = pl.lit(until_us).cast(pl.Datetime("us", "UTC"))
+        rows = rows.filter(pl.col("known_at").is_null() | (pl.col("known_at") < until))
+    if entities is not None:
+        wanted = entities.cast(pl.String).drop_nulls().unique().alias("entity_id")
+        held = np.unique(buckets_of(wanted)).tolist()
+        rows = rows.filter(pl.col(BUCKET).is_in(held))
+        if len(wanted):
+            rows = rows.filter(pl.col("entity_id").is_between(wanted.min(), wanted.max()))
+        rows = rows.join(wanted.to_frame().lazy(), on="entity_id", how="semi")
+    return rows
+
+
+def naive(frame: pl.DataFrame) -> pl.DataFrame:
+    """Zoned UTC times as naive UTC; the values do not change."""
+    return frame.with_columns(
+        pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)
+    )
+
+
+def _to_delta(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(pl.Datetime("us")).dt.replace_time_zone("UTC"))

@@ -1,0 +1,354 @@
+"""The rows of one event source as the aggregates read them, and the statistics of their ranges.
+
+A panel holds, for every event of a source in timeline order, its numbers, its category codes and
+what looks backward along the entity (gap to the previous event, running streaks, first
+occurrences). Because every derived row looks backward only, one panel serves all cuts.
+
+Shapes: n events of the source, Kn numbers, Kg flags, Kc categories, S samples, M flat rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from foundation import strict
+from foundation.history import DAY_US, Timeline
+from foundation.segments import Segments, divide, flat_rows
+from foundation.slots import source_values
+
+ALL = "all"
+HALF = "recent half"
+
+
+class NumberRow(strict.Strict):
+    """A number per event.
+
+    Attributes:
+        kind: `slot` a number slot; `order` a category whose values are integers; `ratio`
+            slot / other; `ratio_previous` slot / other of the previous event; `gap` days since
+            the previous event of the source.
+    """
+
+    name: str
+    kind: str
+    slot: str = ""
+    other: str = ""
+    field: str = ""
+    title: str = ""
+
+
+class FlagRow(strict.Strict):
+    """A yes or no per event: a category equals `value`, or number row `number` is at least
+    (`above`: more than) `bound`."""
+
+    name: str
+    slot: str = ""
+    value: str = ""
+    number: int = -1
+    above: bool = False
+    bound: float = 0.0
+    field: str = ""
+    title: str = ""
+
+
+class CategoryRow(strict.Strict):
+    """A category per event with the values it may take, most frequent first."""
+
+    slot: str
+    levels: tuple[str, ...] = ()
+    field: str = ""
+    title: str = ""
+
+
+class SourceLayout(strict.Strict):
+    """Which rows the panel of a source has; source -1 stands for all events together."""
+
+    source: int
+    name: str
+    numbers: tuple[NumberRow, ...] = ()
+    flags: tuple[FlagRow, ...] = ()
+    categories: tuple[CategoryRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The rows of one source.
+
+    Attributes:
+        positions: [n] int64 timeline positions, None for all events of the timeline.
+        event_us: [n] int64.
+        numbers: [Kn, n] float64, NaN missing.
+        codes: [Kc, n] int32 index into the levels, -1 other, -2 missing.
+        streaks: [Kc, n] float64 length of the run of equal values that ends at the event.
+        firsts: [Kc, n] float64, 1 where the entity shows the value for the first time.
+    """
+
+    layout: SourceLayout
+    positions: np.ndarray | None
+    event_us: np.ndarray
+    numbers: np.ndarray
+    codes: np.ndarray
+    streaks: np.ndarray
+    firsts: np.ndarray
+
+    def ranges(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Timeline ranges as ranges of the panel's rows."""
+        if self.positions is None:
+            return start, stop
+        return (np.searchsorted(self.positions, start), np.searchsorted(self.positions, stop))
+
+
+def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
+    """Read a source's events once."""
+    if layout.source < 0:
+        none = np.zeros((0, len(timeline)))
+        return Panel(layout, None, timeline.event_us, none, none.astype(np.int32), none, none)
+    positions = timeline.positions(layout.source)
+    event_us = timeline.event_us[positions]
+    values = source_values(timeline, layout.source)
+    entity = np.searchsorted(timeline.offsets, positions, side="right") - 1
+    opening = np.ones(len(positions), dtype=bool)
+    opening[1:] = entity[1:] != entity[:-1]
+    numbers = np.full((len(layout.numbers), len(positions)), np.nan)
+    for k, row in enumerate(layout.numbers):
+        numbers[k] = _number(row, values, event_us, opening)
+    shape = (len(layout.categories), len(positions))
+    codes = np.empty(shape, dtype=np.int32)
+    streaks, firsts = np.empty(shape), np.empty(shape)
+    for k, category in enumerate(layout.categories):
+        column = values[category.slot]
+        codes[k] = level_codes(column, category.levels)
+        streaks[k], firsts[k] = _sequence(column, entity, opening)
+    return Panel(layout, positions, event_us, numbers, codes, streaks, firsts)
+
+
+def level_codes(column: pl.Series, levels: tuple[str, ...]) -> np.ndarray:
+    """[n] int32 index into `levels`, -1 for another value, -2 for a missing one."""
+    known = column.cast(pl.Enum(levels), strict=False).to_physical().cast(pl.Int32)
+    codes = known.fill_null(-1).to_numpy()
+    if column.null_count():
+        codes = np.where(column.is_null().to_numpy(), np.int32(-2), codes)
+    return codes
+
+
+def as_float(column: pl.Series) -> np.ndarray:
+    """[n] float64, NaN where missing or infinite; strings parse as numbers where they can."""
+    floats = column.cast(pl.Float64, strict=False).to_numpy()
+    return np.where(np.isfinite(floats), floats, np.nan)
+
+
+def _previous(values: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """The value of the entity's previous event, NaN at its first."""
+    out = np.full(len(values), np.nan)
+    out[1:] = values[:-1]
+    out[opening] = np.nan
+    return out
+
+
+def _number(
+    row: NumberRow, values: dict[str, pl.Series], event_us: np.ndarray, opening: np.ndarray
+) -> np.ndarray:
+    if row.kind == "gap":
+        days = event_us / DAY_US
+        return np.maximum(days - _previous(days, opening), 0.0)
+    numerator = as_float(values[row.slot])
+    if row.kind in ("slot", "order"):
+        return numerator
+    below = as_float(values[row.other])
+    if row.kind == "ratio_previous":
+        below = _previous(below, opening)
+    return divide(numerator, below)
+
+
+def _sequence(
+    column: pl.Series, entity: np.ndarray, opening: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Running streak lengths and first occurrences, per entity, backward only."""
+    size = len(column)
+    if not size:
+        return np.zeros(0), np.zeros(0)
+    change = column.ne_missing(column.shift(1)).to_numpy() | opening
+    begin = np.maximum.accumulate(np.where(change, np.arange(size), 0))
+    streak = np.arange(size) - begin + 1.0
+    pair = pl.DataFrame({"e": entity, "v": column})
+    first = pair.is_duplicated() if size == 0 else pair.select(
+        pl.struct("e", "v").is_first_distinct() & pl.col("v").is_not_null()
+    ).to_series()
+    return streak, first.to_numpy().astype(np.float64)
+
+
+class RangeStatistics:
+    """Statistics of S ranges of a panel, computed on demand and kept.
+
+    Args:
+        start, stop: [S] ranges of panel rows.
+        as_of_us: [S] int64.
+    """
+
+    def __init__(
+        self, panel: Panel, start: np.ndarray, stop: np.ndarray, as_of_us: np.ndarray
+    ) -> None:
+        self.panel = panel
+        self.start, self.stop = start, stop
+        self.row, owner, self.segments = flat_rows(start, stop)
+        self.age = (as_of_us[owner] - panel.event_us[self.row]) / DAY_US
+        self.newer = (self.row - start[owner]) * 2 >= (stop - start)[owner]
+        self._windows: dict[str, tuple[Segments, np.ndarray | None]] = {}
+        self._sums: dict[str, np.ndarray] = {}
+        self._extremes: dict[tuple[str, str], np.ndarray] = {}
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """[Kn, M] float64."""
+        return self._take(self.panel.numbers)
+
+    @cached_property
+    def flags(self) -> np.ndarray:
+        """[Kg, M] bool."""
+        layout = self.panel.layout
+        codes = self._take(self.panel.codes)
+        index = {c.slot: k for k, c in enumerate(layout.categories)}
+        out = np.empty((len(layout.flags), len(self.row)), dtype=bool)
+        for k, flag in enumerate(layout.flags):
+            if flag.slot:
+                at = index[flag.slot]
+                out[k] = codes[at] == layout.categories[at].levels.index(flag.value)
+            elif flag.above:
+                out[k] = self.numbers[flag.number] > flag.bound
+            else:
+                out[k] = self.numbers[flag.number] >= flag.bound
+        return out
+
+    @cached_property
+    def stack(self) -> np.ndarray:
+        """[3 Kn + Kg, M] float64: numbers, their squares, their presence, flags."""
+        present = ~np.isnan(self.numbers)
+        filled = np.where(present, self.numbers, 0.0)
+        return np.concatenate([filled, filled * filled, present, self.flags], dtype=np.float64)
+
+    def window(self, name: str) -> tuple[Segments, np.ndarray | None]:
+        """Segments of a window and the boolean [M] that keeps its rows (None keeps all).
+
+        Windows: `all`, `recent half` (the newer half of the events), `30d`, `30d before` (the 30
+        days before the last 30 days). Days count back from as_of by event time.
+        """
+        if name not in self._windows:
+            if name == ALL:
+                self._windows[name] = (self.segments, None)
+            else:
+                keep = self.newer if name == HALF else self._between(name)
+                self._windows[name] = (self.segments.select(keep), keep)
+        return self._windows[name]
+
+    def _between(self, name: str) -> np.ndarray:
+        days = int(name.split("d")[0])
+        if name.endswith("before"):
+            return (self.age > days) & (self.age <= 2 * days)
+        return (self.age >= 0) & (self.age <= days)
+
+    def count(self, window: str) -> np.ndarray:
+        """[1, S] events."""
+        return self.window(window)[0].counts[None].astype(np.float64)
+
+    def _sum(self, window: str) -> np.ndarray:
+        if window not in self._sums:
+            segments, keep = self.window(window)
+            stack = self.stack if keep is None else np.compress(keep, self.stack, axis=1)
+            self._sums[window] = segments.sum(stack)
+        return self._sums[window]
+
+    def present(self, window: str) -> np.ndarray:
+        """[Kn, S] events with a value."""
+        size = len(self.panel.numbers)
+        return self._sum(window)[2 * size : 3 * size]
+
+    def sum(self, window: str) -> np.ndarray:
+        """[Kn, S]; zero without events."""
+        return self._sum(window)[: len(self.panel.numbers)]
+
+    def mean(self, window: str) -> np.ndarray:
+        """[Kn, S]; NaN without a value."""
+        return divide(self.sum(window), self.present(window))
+
+    def std(self, window: str) -> np.ndarray:
+        """[Kn, S] population standard deviation; NaN without a value."""
+        size = len(self.panel.numbers)
+        square = divide(self._sum(window)[size : 2 * size], self.present(window))
+        variance = square - self.mean(window) ** 2
+        return np.sqrt(np.where(variance < 1e-12 * square, 0.0, variance))
+
+    def _extreme(self, side: str, window: str) -> np.ndarray:
+        if (side, window) not in self._extremes:
+            segments, keep = self.window(window)
+            values = self.numbers if keep is None else np.compress(keep, self.numbers, axis=1)
+            missing = np.isnan(values)
+            if side == "min":
+                out = segments.min(np.where(missing, np.inf, values))
+            else:
+                out = segments.max(np.where(missing, -np.inf, values))
+            self._extremes[side, window] = _finite(out)
+        return self._extremes[side, window]
+
+    def min(self, window: str) -> np.ndarray:
+        """[Kn, S]; NaN without a value."""
+        return self._extreme("min", window)
+
+    def max(self, window: str) -> np.ndarray:
+        """[Kn, S]; NaN without a value."""
+        return self._extreme("max", window)
+
+    def hits(self, window: str) -> np.ndarray:
+        """[Kg, S] events where the flag is set."""
+        return self._sum(window)[3 * len(self.panel.numbers) :]
+
+    def lag(self, steps: int, table: np.ndarray | None = None) -> np.ndarray:
+        """[K, S] values of the event `steps` before the last; NaN where there is none."""
+        table = self.panel.numbers if table is None else table
+        at = self.stop - 1 - steps
+        inside = at >= self.start
+        out = np.full((table.shape[0], len(at)), np.nan)
+        out[:, inside] = table[:, at[inside]]
+        return out
+
+    def since_event(self) -> np.ndarray:
+        """[1, S] days since the latest event."""
+        return _finite(self.segments.min(self.age[None]))
+
+    def since_first(self) -> np.ndarray:
+        """[1, S] days since the earliest event."""
+        return _finite(self.segments.max(self.age[None]))
+
+    def since_hit(self) -> np.ndarray:
+        """[Kg, S] days since the flag was last set; NaN where never."""
+        return _finite(self.segments.min(np.where(self.flags, self.age, np.inf)))
+
+    def longest(self) -> np.ndarray:
+        """[Kc, S] longest streak of any value."""
+        return _finite(self.segments.max(self._take(self.panel.streaks)))
+
+    def longest_hit(self) -> np.ndarray:
+        """[Kg, S] longest streak of the flag's category value; NaN for flags of numbers."""
+        layout = self.panel.layout
+        index = {c.slot: k for k, c in enumerate(layout.categories)}
+        at = np.array([index.get(f.slot, 0) for f in layout.flags], dtype=np.int64)
+        if not len(layout.categories):
+            return np.full((len(layout.flags), len(self.segments)), np.nan)
+        streaks = self._take(self.panel.streaks)[at]
+        return _finite(self.segments.max(np.where(self.flags, streaks, 0.0)))
+
+    def distinct(self) -> np.ndarray:
+        """[Kc, S] different values seen."""
+        return self.segments.sum(self._take(self.panel.firsts))
+
+    def _take(self, table: np.ndarray) -> np.ndarray:
+        if len(self.start) == 1:
+            return table[:, self.start[0] : self.stop[0]]
+        return np.take(table, self.row, axis=1)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)

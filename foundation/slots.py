@@ -1,0 +1,215 @@
+"""What a declared field becomes for the tokenizer and the aggregates.
+
+Every field turns into one or more slots: a column of categories or of numbers per event.
+
+* category, boolean, text: the value itself (text is normalised and hashed by the tokenizer);
+* number, money: the value;
+* timestamp: days from the field to the event (positive: the event came later);
+* identifier: never its value, only behaviour of this entity with it so far: how often it was seen
+  before, days since it was last seen, and, where the store stamped it, by how many other entities.
+
+All of it looks backward only, in the order in which events became known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from foundation.history import DAY_US, Timeline
+from foundation.schema import Field, Schema
+
+SHARED_SUFFIX = "__shared_with"
+SlotColumn = pl.Series | np.ndarray
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One token column.
+
+    Attributes:
+        owner: source name, `profile` or `context`.
+        name: unique within the owner, such as `status` or `device.times_seen`.
+        field: declared field it comes from.
+        kind: `category`, `text` or `number` as the tokenizer sees it.
+        role: the field's role, for schema transfer.
+        title: words for people.
+    """
+
+    owner: str
+    name: str
+    field: str
+    kind: str
+    role: str
+    title: str
+
+    @property
+    def key(self) -> str:
+        """Unique over the schema: `owner.name`."""
+        return f"{self.owner}.{self.name}"
+
+
+def slots_of(owner: str, fields: dict[str, Field]) -> tuple[Slot, ...]:
+    """Slots of a table in declared order."""
+    out: list[Slot] = []
+    for name, field in fields.items():
+        if field.kind in ("category", "boolean"):
+            out.append(Slot(owner, name, name, "category", field.role, _words(name)))
+        elif field.kind == "text":
+            out.append(Slot(owner, name, name, "text", field.role, _words(name)))
+        elif field.kind in ("number", "money"):
+            out.append(Slot(owner, name, name, "number", field.role, _words(name)))
+        elif field.kind == "timestamp":
+            title = f"days after {_words(name)}"
+            out.append(Slot(owner, f"{name}.days", name, "number", "date", title))
+        elif owner not in ("profile", "context"):
+            out += [
+                Slot(owner, f"{name}.times_seen", name, "number", "count",
+                     f"times {_words(name)} was seen before"),
+                Slot(owner, f"{name}.days_since_seen", name, "number", "duration",
+                     f"days since {_words(name)} was last seen"),
+                Slot(owner, f"{name}.shared_with", name, "number", "count",
+                     f"others sharing {_words(name)}"),
+            ]
+    return tuple(out)
+
+
+def source_slots(schema: Schema, source: str) -> tuple[Slot, ...]:
+    """Slots of an event source."""
+    return slots_of(source, schema.sources[source].fields)
+
+
+def profile_slots(schema: Schema) -> tuple[Slot, ...]:
+    """Slots of the profile."""
+    return slots_of("profile", schema.profile_fields)
+
+
+def context_slots(schema: Schema) -> tuple[Slot, ...]:
+    """Slots of the context columns."""
+    return slots_of("context", schema.context)
+
+
+def source_columns(timeline: Timeline, source: int) -> dict[str, SlotColumn]:
+    """Slot columns of one source's events, in timeline order.
+
+    The fast form of `source_values`: one request costs microseconds a column.
+
+    Returns:
+        slot name -> for categories and text a String Series (null where missing), for numbers a
+        float64 array (NaN where missing), each of length len(timeline.positions(source)).
+    """
+    name = timeline.schema.source_names[source]
+    positions = timeline.positions(source)
+    frame = _rows(timeline.frames[source], timeline.row[positions])
+    event_us = timeline.event_us[positions]
+    out: dict[str, SlotColumn] = {}
+    for field, spec in timeline.schema.sources[name].fields.items():
+        if spec.kind == "identifier":
+            entity = timeline.entity[positions]
+            out |= _identifier(field, frame, entity, timeline.known_us[positions])
+        else:
+            out |= _plain(field, spec, frame, event_us)
+    return out
+
+
+def row_columns(
+    fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray
+) -> dict[str, SlotColumn]:
+    """Slot columns of profile or context rows; timestamps count days up to `at_us` ([S])."""
+    out: dict[str, SlotColumn] = {}
+    for field, spec in fields.items():
+        if spec.kind != "identifier":
+            out |= _plain(field, spec, frame, at_us)
+    return out
+
+
+def source_values(timeline: Timeline, source: int) -> dict[str, pl.Series]:
+    """Slot values of one source's events, in timeline order.
+
+    Returns:
+        slot name -> Series of length len(timeline.positions(source)): String for categories and
+        text, Float64 for numbers; null where missing.
+    """
+    return {k: _series(v) for k, v in source_columns(timeline, source).items()}
+
+
+def row_values(fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray) -> dict[str, pl.Series]:
+    """`row_columns` as Series, null where missing."""
+    return {k: _series(v) for k, v in row_columns(fields, frame, at_us).items()}
+
+
+def _series(column: SlotColumn) -> pl.Series:
+    return column if isinstance(column, pl.Series) else pl.Series(column, nan_to_null=True)
+
+
+def _rows(frame: pl.DataFrame, rows: np.ndarray) -> pl.DataFrame:
+    """The frame's rows; the frame itself where they are all of them in order."""
+    if len(rows) == len(frame) and np.array_equal(rows, np.arange(len(frame))):
+        return frame
+    return frame[rows]
+
+
+def _as(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    return column if column.dtype == dtype else column.cast(dtype)
+
+
+def _plain(field: str, spec: Field, frame: pl.DataFrame, at_us: np.ndarray) -> dict[str, SlotColumn]:
+    name = f"{field}.days" if spec.kind == "timestamp" else field
+    if field not in frame.columns:
+        if spec.kind in ("category", "boolean", "text"):
+            return {name: pl.Series([None], dtype=pl.String).new_from_index(0, len(frame))}
+        return {name: np.full(len(frame), np.nan)}
+    column = frame[field]
+    if spec.kind in ("category", "text"):
+        return {name: _as(column, pl.String())}
+    if spec.kind == "boolean":
+        words = _as(column, pl.String())
+        return {name: words if column.dtype == pl.Boolean else words.str.to_lowercase()}
+    if spec.kind in ("number", "money"):
+        return {name: _as(column, pl.Float64()).to_numpy()}
+    # Both sides as float64, exact up to the year 2255: a null elsewhere must not change the result.
+    moment = column.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy().astype(np.float64)
+    return {name: (np.asarray(at_us).astype(np.float64) - moment) / DAY_US}
+
+
+def _identifier(
+    field: str, frame: pl.DataFrame, entity: np.ndarray, known_us: np.ndarray
+) -> dict[str, SlotColumn]:
+    """Behaviour of an entity with an identifier, up to and without the event itself."""
+    count = len(frame)
+    code = _factorised(_as(frame[field], pl.String()))
+    group = entity * (int(code.max(initial=0)) + 2) + code + 1
+    order = np.argsort(group, kind="stable")
+    first = np.ones(count, dtype=bool)
+    first[1:] = group[order[1:]] != group[order[:-1]]
+    begin = np.maximum.accumulate(np.where(first, np.arange(count), 0))
+    times, gap = np.empty(count), np.full(count, np.nan)
+    times[order] = np.arange(count) - begin
+    later = order[~first]
+    gap[later] = (known_us[later] - known_us[order[np.flatnonzero(~first) - 1]]) / DAY_US
+    times[code < 0] = np.nan
+    gap[code < 0] = np.nan
+    shared = field + SHARED_SUFFIX
+    others = np.full(count, np.nan)
+    if shared in frame.columns:
+        others = _as(frame[shared], pl.Float64()).to_numpy()
+    return {
+        f"{field}.times_seen": times,
+        f"{field}.days_since_seen": gap,
+        f"{field}.shared_with": others,
+    }
+
+
+def _factorised(values: pl.Series) -> np.ndarray:
+    """[n] int64: equal strings share a number, null is -1."""
+    if len(values) <= 4096:
+        seen: dict[str | None, int] = {None: -1}
+        return np.array([seen.setdefault(v, len(seen)) for v in values.to_list()], dtype=np.int64)
+    enum = values.cast(pl.Enum(values.drop_nulls().unique()))
+    return enum.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").lower()

@@ -1,0 +1,583 @@
+"""The event store: append-only Delta tables behind atomic, repeat-safe imports.
+
+    DIR/schema.yaml          the schema, written last when a store is made
+    DIR/tables/SOURCE/       Delta, bucketed by entity, sorted by (entity, known_at)
+    DIR/tables/_profile/     the profile, likewise
+    DIR/quarantine/          Delta: import, source, file, row, reason
+    DIR/imports/DIGEST.json  one per import: pins the version of every table
+
+An import exists once its record does, and the record appears by one rename. Readers read tables at
+the versions the latest record pins; what an interrupted import appended is never read. The digest
+covers the bytes of the files and the meaning of the schema, so that the same import happens once.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from deltalake import DeltaTable
+
+from foundation import history, identifiers, lakehouse, validate
+from foundation.errors import ConfigError, DataError, SchemaError, listing, nearest
+from foundation.schema import (
+    Field,
+    ProfileTable,
+    Schema,
+    Source,
+    fingerprint,
+    load_schema,
+    schema_to_dict,
+)
+from foundation.slots import SHARED_SUFFIX
+from foundation.tables import Part, read_parts, table_files
+
+PROFILE = "_profile"
+FilesArgument = Mapping[str, str | Path] | Sequence[str | Path] | None
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """What one table contributed to an import; row counts.
+
+    Attributes:
+        already: rows that stood in the store from an earlier import and were not added again.
+        quarantined: reason to number of rows.
+        ignored: undeclared columns of the file.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    read: int
+    stored: int
+    already: int
+    quarantined: dict[str, int]
+    ignored: tuple[str, ...]
+    entities: int
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import did.
+
+    Attributes:
+        version: the store's version after it.
+        repeated: this very import had been made before, nothing changed.
+        warnings: such as a source without an authorization.
+    """
+
+    digest: str
+    version: int
+    repeated: bool
+    tables: tuple[TableSummary, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> int:
+        """Rows added, over all tables."""
+        return 0 if self.repeated else sum(table.stored for table in self.tables)
+
+    @property
+    def quarantined(self) -> int:
+        """Rows set aside, over all tables."""
+        return sum(sum(table.quarantined.values()) for table in self.tables)
+
+    def lines(self) -> list[str]:
+        """The summary in words, one line each."""
+        if self.repeated:
+            return [f"already imported as version {self.version}; nothing changed"]
+        out = [f"version {self.version}: {self.stored:,} rows added"]
+        for table in self.tables:
+            line = f"{table.name}: {table.read:,} rows read, {table.stored:,} added"
+            line += f" ({table.entities:,} entities)"
+            line += f", {table.already:,} were there already" if table.already else ""
+            out.append(line)
+            out += [f"  quarantined {n:,}: {reason}" for reason, n in table.quarantined.items()]
+            if table.ignored:
+                out.append(f"  undeclared columns ignored: {listing(table.ignored)}")
+        return out + [f"warning: {warning}" for warning in self.warnings]
+
+
+@dataclass(frozen=True)
+class EventStore:
+    """A store at one version; `open` gives the latest.
+
+    Attributes:
+        records: the import records up to this version, oldest first.
+    """
+
+    directory: Path
+    schema: Schema
+    records: tuple[dict[str, Any], ...] = field(repr=False)
+
+    @staticmethod
+    def create(directory: str | Path, schema: Schema) -> EventStore:
+        """Make an empty store, or open the one that is there.
+
+        Raises:
+            SchemaError: a store with another schema is there, or a field name is reserved.
+        """
+        directory = Path(directory)
+        if (directory / "schema.yaml").is_file():
+            store = EventStore.open(directory)
+            _require_same(store.schema, schema, directory)
+            return store
+        _refuse_reserved(schema)
+        (directory / "imports").mkdir(parents=True, exist_ok=True)
+        for name in _table_names(schema):
+            lakehouse.create_table(directory / "tables" / name, _columns(schema, name))
+        columns = {"import": pl.String(), "entity_id": pl.String(), "known_at": pl.Datetime("us")}
+        columns |= {name: dtype() for name, dtype in validate.QUARANTINE_SCHEMA.items()}
+        lakehouse.create_table(directory / "quarantine", columns)
+        text = yaml.safe_dump(schema_to_dict(schema), sort_keys=False, allow_unicode=True)
+        _write_atomically(directory / "schema.yaml", text)
+        return EventStore.open(directory)
+
+    @staticmethod
+    def open(directory: str | Path) -> EventStore:
+        """Open a store at its latest version.
+
+        Raises:
+            DataError: there is no store.
+        """
+        directory = Path(directory)
+        if not (directory / "schema.yaml").is_file():
+            raise DataError(
+                f"{directory}: no event store here; make one with: riskfm events import "
+                "--schema schema.yaml --store DIR"
+            )
+        records = [json.loads(p.read_text()) for p in (directory / "imports").glob("*.json")]
+        records.sort(key=lambda record: record["version"])
+        schema = load_schema(directory / "schema.yaml")
+        return EventStore(directory, schema, tuple(records))
+
+    @property
+    def version(self) -> int:
+        """Number of committed imports."""
+        return len(self.records)
+
+    def at(self, version: int) -> EventStore:
+        """The store as it stood after `version` imports.
+
+        Raises:
+            DataError: there is no such version.
+        """
+        if not 0 <= version <= self.version:
+            raise DataError(
+                f"{self.directory}: no version {version}; versions 0 to {self.version} exist"
+            )
+        return EventStore(self.directory, self.schema, self.records[:version])
+
+    def frames(
+        self,
+        version: int | None = None,
+        entities: pl.Series | Sequence[str] | None = None,
+        until_us: int | None = None,
+    ) -> dict[str, pl.DataFrame]:
+        """Events per source, as `history.build_timeline` takes them.
+
+        Args:
+            version: of this many imports; default this store's.
+            entities: only these.
+            until_us: only events with known_at < until_us (UTC microseconds).
+        Returns:
+            source -> `entity_id`, `event_time`, `known_at` (naive UTC us), fields; sorted by
+            (entity, known_at, event_time, import order), so ties keep the order of import.
+        """
+        at = self if version is None else self.at(version)
+        return {
+            name: at._read(name, entities, until_us) for name in self.schema.source_names
+        }
+
+    def profile(
+        self,
+        version: int | None = None,
+        entities: pl.Series | Sequence[str] | None = None,
+        until_us: int | None = None,
+    ) -> pl.DataFrame:
+        """Profile rows: `entity_id`, `known_at` (null: always known), fields; order as `frames`."""
+        at = self if version is None else self.at(version)
+        if self.schema.profile is None:
+            return pl.DataFrame(schema={"entity_id": pl.String, "known_at": pl.Datetime("us")})
+        return at._read(PROFILE, entities, until_us)
+
+    def timeline(
+        self, entities: pl.Series | Sequence[str] | None = None, until_us: int | None = None
+    ) -> history.Timeline:
+        """The merged timeline of all sources."""
+        return history.build_timeline(self.schema, self.frames(None, entities, until_us))
+
+    def profile_history(
+        self, entities: pl.Series | Sequence[str] | None = None, until_us: int | None = None
+    ) -> history.ProfileHistory:
+        """The profile ready for `history.latest_profile`."""
+        return history.build_profile(self.profile(None, entities, until_us))
+
+    def quarantine(self) -> pl.DataFrame:
+        """Rows set aside so far: `import`, `source`, `file`, `row`, `reason`."""
+        rows = lakehouse.scan(self.directory / "quarantine", self._pin("quarantine")[0])
+        frame = rows.sort(lakehouse.ROW).collect()
+        return frame.select("import", *validate.QUARANTINE_SCHEMA)
+
+    def _pin(self, name: str) -> tuple[int, int]:
+        """Delta version and number of rows of a table at this version."""
+        pins = self.records[-1]["tables"] if self.records else {}
+        pin = pins.get(name, {"version": 0, "rows": 0})
+        return pin["version"], pin["rows"]
+
+    def _path(self, name: str) -> Path:
+        return self.directory / (name if name == "quarantine" else f"tables/{name}")
+
+    def _read(
+        self, name: str, entities: pl.Series | Sequence[str] | None, until_us: int | None
+    ) -> pl.DataFrame:
+        wanted = None if entities is None else pl.Series(entities, dtype=pl.String)
+        rows = lakehouse.scan(self._path(name), self._pin(name)[0], wanted, until_us).collect()
+        _, (codes,) = history.entity_codes(rows["entity_id"])
+        times = ["known_at", *(["event_time"] if name != PROFILE else [])]
+        rows = rows.with_columns(pl.Series("_code", codes)).sort("_code", *times, lakehouse.ROW)
+        return lakehouse.naive(rows.drop("_code", *lakehouse.INTERNAL))
+
+
+def import_events(
+    schema_path: str | Path,
+    store_dir: str | Path,
+    files: FilesArgument = None,
+    progress: Progress | None = None,
+    data_dir: str | Path | None = None,
+    now: dt.datetime | None = None,
+) -> ImportSummary:
+    """Import the tables of a schema into a store; makes the store where there is none.
+
+    Args:
+        files: other files than the schema names: `{source: path}`, or `source=path` items, or
+            paths whose stem is a source (`profile` for the profile). Only these are imported.
+        progress: called with (what, tables done, tables in all).
+        data_dir: where relative paths start; default the folder of the schema file.
+        now: the moment of import, for checks of absurd times and of authorizations.
+    Raises:
+        SchemaError: the schema differs from the store's, a declared column is missing, or an
+            authorization has run out.
+        DataError: a file that cannot be read; nothing is imported then.
+    """
+    now = now or dt.datetime.now(dt.UTC)
+    schema = load_schema(schema_path)
+    base = Path(data_dir) if data_dir is not None else Path(schema_path).parent
+    paths = _paths(schema, files, base)
+    warnings = _authorized(schema, paths, now.date())
+    store = EventStore.create(store_dir, schema)
+    with _locked(store.directory):
+        store = EventStore.open(store_dir)
+        digest = _digest(schema, paths)
+        for record in store.records:
+            if record["digest"] == digest:
+                tables = tuple(_summary_from(t) for t in record["summary"])
+                return ImportSummary(digest, record["version"], True, tables, warnings)
+        return _Import(store, digest, now, progress).run(paths, warnings)
+
+
+class _Import:
+    """One import under the store's lock: append every table, then commit by one rename."""
+
+    def __init__(
+        self, store: EventStore, digest: str, now: dt.datetime, progress: Progress | None
+    ) -> None:
+        self.store, self.schema, self.digest, self.now = store, store.schema, digest, now
+        self.progress = progress
+        self.pins = dict(store.records[-1]["tables"]) if store.records else {}
+        self.bad: list[pl.DataFrame] = []
+
+    def run(self, paths: dict[str, Path], warnings: tuple[str, ...]) -> ImportSummary:
+        summaries = []
+        for done, (name, path) in enumerate(paths.items()):
+            if self.progress:
+                self.progress(f"importing {name.lstrip('_')}", done, len(paths))
+            summaries.append(self._table(name, path))
+        self._append("quarantine", _as_rows(self.bad, self.digest))
+        version = self.store.version + 1
+        record = {
+            "digest": self.digest,
+            "version": version,
+            "imported_at": self.now.astimezone(dt.UTC).isoformat(),
+            "schema": fingerprint(self.schema),
+            "tables": self.pins,
+            "authorizations": _authorizations(self.schema, paths),
+            "summary": [vars(summary) for summary in summaries],
+        }
+        target = self.store.directory / "imports" / f"{self.digest}.json"
+        _write_atomically(target, json.dumps(record, indent=1))
+        if self.progress:
+            self.progress("imported", len(paths), len(paths))
+        return ImportSummary(self.digest, version, False, tuple(summaries), warnings)
+
+    def _table(self, name: str, path: Path) -> TableSummary:
+        owner = "profile" if name == PROFILE else f"source '{name}'"
+        parts = read_parts(path, owner)
+        files = tuple(part.file for part in parts)
+        checked = self._check(name, parts)
+        del parts
+        self.bad.append(checked.bad)
+        good = self._hide_identifiers(name, checked.good)
+        fresh = self._without_stored(name, good)
+        already = len(good) - len(fresh)
+        fresh = self._stamp_sharing(name, fresh)
+        self._append(name, fresh)
+        return TableSummary(
+            name=name.lstrip("_"),
+            files=files,
+            read=checked.rows,
+            stored=len(fresh),
+            already=already,
+            quarantined=checked.reasons(),
+            ignored=checked.ignored,
+            entities=fresh["entity_id"].n_unique(),
+        )
+
+    def _check(self, name: str, parts: list[Part]) -> validate.Checked:
+        now_us = int(self.now.timestamp() * 1_000_000)
+        if name == PROFILE:
+            return validate.check_profile(self.schema, parts, now_us)
+        return validate.check_events(self.schema, name, parts, now_us)
+
+    def _identifier_fields(self, name: str) -> list[str]:
+        fields = _fields(self.schema, name)
+        return [key for key, spec in fields.items() if spec.kind == "identifier"]
+
+    def _hide_identifiers(self, name: str, good: pl.DataFrame) -> pl.DataFrame:
+        """Replace identifier values by their keyed hashes."""
+        fields = self._identifier_fields(name)
+        if not fields:
+            return good
+        key = identifiers.identifier_key(self.store.directory)
+        return good.with_columns(identifiers.hashed(good[f], key).alias(f) for f in fields)
+
+    def _without_stored(self, name: str, good: pl.DataFrame) -> pl.DataFrame:
+        """Rows of which the store does not hold as many equal ones already; order kept."""
+        version, rows = self._pin(name)
+        if not rows or not len(good):
+            return good
+        keys = good.columns
+        stored = lakehouse.scan(self.store._path(name), version, good["entity_id"])
+        if "event_time" in keys:
+            zoned = good["event_time"].dt.replace_time_zone("UTC")
+            stored = stored.filter(pl.col("event_time").is_between(zoned.min(), zoned.max()))
+        nth = pl.int_range(pl.len()).over(keys).alias("_nth")
+        old = lakehouse.naive(stored.select(keys).collect()).with_columns(nth)
+        return good.with_columns(nth).join(
+            old, on=[*keys, "_nth"], how="anti", nulls_equal=True, maintain_order="left"
+        ).drop("_nth")
+
+    def _stamp_sharing(self, name: str, fresh: pl.DataFrame) -> pl.DataFrame:
+        """Add, per identifier of an event, how many others had it before."""
+        for key in self._identifier_fields(name) if name != PROFILE else []:
+            columns = [pl.col(key).alias("value"), "entity_id", "known_at"]
+            values = fresh[key].drop_nulls().unique().alias("value").to_frame().lazy()
+            stored = (
+                lakehouse.scan(self.store._path(name), self._pin(name)[0])
+                .select(columns).join(values, on="value", how="semi").collect()
+            )
+            shared = identifiers.shared_with(fresh.select(columns), lakehouse.naive(stored))
+            fresh = fresh.with_columns(shared.alias(key + SHARED_SUFFIX))
+        return fresh
+
+    def _pin(self, name: str) -> tuple[int, int]:
+        return self.store._pin(name)
+
+    def _append(self, name: str, rows: pl.DataFrame) -> None:
+        version, count = self._pin(name)
+        if len(rows):
+            version = lakehouse.append(self.store._path(name), version, rows, count)
+        self.pins[name] = {"version": version, "rows": count + len(rows)}
+
+
+# --------------------------------------------------------------------------- what is asked for
+
+
+def _paths(schema: Schema, files: FilesArgument, base: Path) -> dict[str, Path]:
+    """Table name to the path it is imported from, in schema order."""
+    names = [*schema.source_names, *(["profile"] if schema.profile else [])]
+    if files:
+        given = _given_files(names, files)
+    else:
+        given = {name: source.path for name, source in schema.sources.items()}
+        given |= {"profile": schema.profile.path} if schema.profile else {}
+        given = {name: path for name, path in given.items() if path}
+        if not given:
+            raise SchemaError("the schema names no file; give 'path' to a source, or name files")
+    out = {
+        PROFILE if name == "profile" else name: base / given[name] for name in names if name in given
+    }
+    for name, path in out.items():
+        table_files(path, f"source '{name.lstrip('_')}'")
+    return out
+
+
+def _given_files(names: list[str], files: Mapping[str, str | Path] | Sequence[str | Path]) -> dict:
+    """Files named on the command line by table; paths count from the working directory."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(files, Mapping):
+        pairs = [(name, str(path)) for name, path in files.items()]
+    else:
+        for item in files:
+            name, sign, path = str(item).partition("=")
+            pairs.append((name, path) if sign else (Path(name).name.split(".")[0], name))
+    for name, _ in pairs:
+        if name not in names:
+            raise ConfigError(
+                f"no source is called '{name}'{nearest(name, names)}; write source=path with one "
+                f"of: {listing(names)}"
+            )
+    return {name: Path(path).absolute() for name, path in pairs}
+
+
+def _authorized(schema: Schema, paths: dict[str, Path], today: dt.date) -> tuple[str, ...]:
+    """Warnings for tables without a note of who allowed their use; refuses what ran out."""
+    warnings = []
+    for name in paths:
+        table, label = _table(schema, name), name.lstrip("_")
+        note = table.authorization
+        if note is None:
+            warnings.append(f"'{label}' has no authorization (by, use, until) in the schema")
+        elif note.until is not None and note.until < today:
+            raise SchemaError(
+                f"'{label}' may not be imported: its authorization by '{note.by}' ran out on "
+                f"{note.until}; renew it and state the new date under 'authorization: until'"
+            )
+    return tuple(warnings)
+
+
+def _authorizations(schema: Schema, paths: dict[str, Path]) -> dict[str, Any]:
+    notes = {name: _table(schema, name).authorization for name in paths}
+    return {
+        name: {"by": note.by, "use": note.use, "until": str(note.until or "")}
+        for name, note in notes.items() if note is not None
+    }
+
+
+def _digest(schema: Schema, paths: dict[str, Path]) -> str:
+    """Digest of an import: meaning of the schema, tables, bytes of their files."""
+    total = hashlib.sha256(fingerprint(schema).encode())
+    for name, path in sorted(paths.items()):
+        total.update(f"\n{name}".encode())
+        for file in table_files(path):
+            for piece in _delta_files(file) if file.is_dir() else [file]:
+                with piece.open("rb") as handle:
+                    total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _delta_files(path: Path) -> list[Path]:
+    """Data files of a Delta table's latest version."""
+    uris = DeltaTable(str(path)).file_uris()
+    return sorted(Path(uri.removeprefix("file://")) for uri in uris)
+
+
+# ------------------------------------------------------------------------------------ the store
+
+
+def _table(schema: Schema, name: str) -> Source | ProfileTable:
+    if name == PROFILE:
+        return schema.profile or ProfileTable()
+    return schema.sources[name]
+
+
+def _fields(schema: Schema, name: str) -> dict[str, Field]:
+    return dict(_table(schema, name).fields)
+
+
+def _table_names(schema: Schema) -> list[str]:
+    return [*schema.source_names, *([PROFILE] if schema.profile else [])]
+
+
+def _columns(schema: Schema, name: str) -> dict[str, pl.DataType]:
+    """Columns of a table with their storage types."""
+    out: dict[str, pl.DataType] = {"entity_id": pl.String()}
+    if name != PROFILE:
+        out["event_time"] = pl.Datetime("us")
+    out["known_at"] = pl.Datetime("us")
+    for key, spec in _fields(schema, name).items():
+        out[key] = history.storage_type(spec.kind)
+        if spec.kind == "identifier" and name != PROFILE:
+            out[key + SHARED_SUFFIX] = pl.Int64()
+    return out
+
+
+def _refuse_reserved(schema: Schema) -> None:
+    for name in _table_names(schema):
+        for key in _fields(schema, name):
+            if key in lakehouse.INTERNAL or key.endswith(SHARED_SUFFIX) or key.startswith("_"):
+                raise SchemaError(
+                    f"'{name.lstrip('_')}': field name '{key}' is used by the store; give the "
+                    "field another name and the file's name under 'column'"
+                )
+
+
+def _require_same(old: Schema, new: Schema, directory: Path) -> None:
+    """Refuse a schema that means something else than the store's."""
+    if fingerprint(old) == fingerprint(new):
+        return
+    before, after = _flat(schema_to_dict(old)), _flat(schema_to_dict(new))
+    meaning = [
+        key for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not (key.endswith(".path") or ".authorization" in key)
+    ]
+    shown = [f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in meaning[:5]]
+    raise SchemaError(
+        f"{directory}: the store was made with another schema ({'; '.join(shown)}"
+        f"{'; …' if len(meaning) > 5 else ''}); import into a new store directory"
+    )
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {path: data}
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{path}.{key}" if path else str(key))
+    return out
+
+
+def _as_rows(bad: list[pl.DataFrame], digest: str) -> pl.DataFrame:
+    """Quarantined rows in the form of a store table."""
+    columns = {name: dtype for name, dtype in validate.QUARANTINE_SCHEMA.items()}
+    rows = pl.concat([pl.DataFrame(schema=columns), *bad])
+    return rows.with_columns(
+        pl.lit(digest).alias("import"),
+        pl.col("source").alias("entity_id"),
+        pl.lit(None, dtype=pl.Datetime("us")).alias("known_at"),
+    )
+
+
+def _summary_from(data: dict[str, Any]) -> TableSummary:
+    values = data | {"files": tuple(data["files"]), "ignored": tuple(data["ignored"])}
+    return TableSummary(**values)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is either absent or whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One import at a time; the lock goes with the process."""
+    with (directory / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,216 @@
+"""What pretraining looks at: cuts of entities' histories, and the batch of a step.
+
+A fixed pool of cuts is drawn and given its targets up front. The batch of step k is a pure
+function of (seed, k): entities in the order of a per-epoch permutation, a contiguous window of at
+most `max_events` events around one of the entity's cuts, and Q of the cuts inside that window.
+
+Cuts look like what will be scored: calendar months back from `until` (a scoring day), moments just
+before and just after an event, and random moments, silence included. Targets whose window is not
+over at `until` are NaN.
+
+Shapes: N events, E entities, R cuts per entity, Q queries, T targets, A activity horizons, S cuts.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import numpy as np
+
+from foundation.history import DAY_US, Timeline, first_not_before
+
+EPOCH = dt.datetime(1970, 1, 1)
+MONTHS_BACK = 24
+
+
+@dataclass(frozen=True)
+class CutPool:
+    """Cuts with their targets, R per entity, sorted by time within an entity.
+
+    Attributes:
+        entity: [S] int64; cut_us: [S] int64; position: [S] int64 timeline position of the first
+            event not known before the cut.
+        offsets: [E + 1] int64; cuts of entity e are offsets[e]:offsets[e + 1].
+        outcomes: [S, T] float32; activity: [S, A, sources] float32 counts; NaN not matured.
+    """
+
+    entity: np.ndarray
+    cut_us: np.ndarray
+    position: np.ndarray
+    offsets: np.ndarray
+    outcomes: np.ndarray
+    activity: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows and queries of one step.
+
+    Attributes:
+        start, stop: [B] int64 timeline range of each window.
+        cuts: [B, Q] int64 rows of the pool. fresh: [B, Q] bool, False for a repeated cut.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    cuts: np.ndarray
+    fresh: np.ndarray
+
+
+def month_grid(until_us: int, months: int = MONTHS_BACK) -> np.ndarray:
+    """[months + 1] int64: `until` and the same day and time one, two, ... calendar months before.
+
+    A day that a month lacks becomes its last day.
+    """
+    until = EPOCH + dt.timedelta(microseconds=int(until_us))
+    out = []
+    for back in range(months + 1):
+        year, month = divmod(until.year * 12 + until.month - 1 - back, 12)
+        following = dt.datetime(year + (month == 11), (month + 1) % 12 + 1, 1)
+        last_day = (following - dt.timedelta(days=1)).day
+        moment = until.replace(year=year, month=month + 1, day=min(until.day, last_day))
+        out.append((moment - EPOCH) // dt.timedelta(microseconds=1))
+    return np.array(out, dtype=np.int64)
+
+
+def draw_cuts(
+    timeline: Timeline, until_us: int, per_entity: int, seed: int, shortest_us: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut times of every entity with events: a third each of grid, event and random moments.
+
+    Every cut lies after the entity's first known event and not after `until`; random moments lie
+    where the shortest horizon can mature, if the history reaches back that far.
+
+    Returns:
+        entity and cut_us, [S] int64 each, sorted by (entity, cut).
+    """
+    rng = np.random.default_rng([seed, 1])
+    counts = np.diff(timeline.offsets)
+    entities = np.flatnonzero(counts > 0)
+    if not len(entities):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    first = timeline.known_us[timeline.offsets[entities]]
+    end = timeline.offsets[entities + 1]
+    ceiling = np.maximum(until_us - shortest_us, first + 1)
+    shape = (len(entities), per_entity)
+    anywhere = first[:, None] + 1 + (rng.random(shape) * (ceiling - first)[:, None]).astype(np.int64)
+    start = timeline.offsets[entities]
+    early = np.maximum(first_not_before(timeline.known_us, start, end, ceiling) - start, 1)
+    events = start[:, None] + (rng.random(shape) * early[:, None]).astype(np.int64)
+    beside = timeline.known_us[events] + rng.integers(0, 2, shape)
+    grid = month_grid(until_us)
+    grid = np.append(grid[grid <= until_us - shortest_us], until_us)
+    reachable = np.maximum((grid[None, :-1] > first[:, None]).sum(1), 1)
+    months = grid[(rng.random(shape) * reachable[:, None]).astype(np.int64)]
+    kind = np.arange(per_entity) % 3
+    cuts = np.select([kind == 0, kind == 1], [months, beside], anywhere)
+    cuts = np.clip(cuts, first[:, None] + 1, until_us)
+    cuts.sort(axis=1)
+    return np.repeat(entities, per_entity), cuts.ravel()
+
+
+def activity_counts(
+    timeline: Timeline,
+    entity: np.ndarray,
+    cut_us: np.ndarray,
+    horizons_days: tuple[int, ...],
+    until_us: int,
+) -> np.ndarray:
+    """[S, A, sources] float32: events that become known in [cut, cut + horizon).
+
+    NaN where cut + horizon > until.
+    """
+    sources = len(timeline.schema.source_names)
+    out = np.full((len(entity), len(horizons_days), sources), np.nan, dtype=np.float32)
+    for source in range(sources):
+        positions = timeline.positions(source)
+        known = timeline.known_us[positions]
+        start = np.searchsorted(positions, timeline.offsets[entity])
+        end = np.searchsorted(positions, timeline.offsets[entity + 1])
+        if not len(known):
+            known = np.zeros(1, np.int64)
+        before = first_not_before(known, start, end, cut_us)
+        for a, days in enumerate(horizons_days):
+            closes = cut_us + days * DAY_US
+            after = first_not_before(known, start, end, closes)
+            out[:, a, source] = np.where(closes <= until_us, after - before, np.nan)
+    return out
+
+
+def build_pool(
+    timeline: Timeline, entity: np.ndarray, cut_us: np.ndarray, outcomes: np.ndarray,
+    activity: np.ndarray,
+) -> CutPool:
+    """Put cuts and targets together; `entity` must be sorted."""
+    start, end = timeline.offsets[entity], timeline.offsets[entity + 1]
+    position = first_not_before(timeline.known_us, start, end, cut_us)
+    offsets = np.searchsorted(entity, np.arange(len(timeline.entity_ids) + 1)).astype(np.int64)
+    return CutPool(entity, cut_us, position, offsets, outcomes.astype(np.float32), activity)
+
+
+class WindowSampler:
+    """Plans the windows of any step."""
+
+    def __init__(
+        self, timeline: Timeline, pool: CutPool, entities: np.ndarray, batch_size: int,
+        max_events: int, queries: int, seed: int,
+    ) -> None:
+        """`entities` ([.] int64): those to draw from; those without events are left out."""
+        self.offsets, self.pool = timeline.offsets, pool
+        has_cuts = np.diff(pool.offsets)[entities] > 0
+        self.entities = np.asarray(entities, dtype=np.int64)[has_cuts]
+        self.batch_size = min(batch_size, max(len(self.entities), 1))
+        self.max_events, self.queries, self.seed = max_events, queries, seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every entity is met about once."""
+        return max(1, -(-len(self.entities) // self.batch_size))
+
+    def plan(self, step: int) -> Plan:
+        """Windows and queries of step `step`, whatever was asked before."""
+        entities = self.entities[self._order(step)]
+        rng = np.random.default_rng([self.seed, 3, step])
+        first, last = self.pool.offsets[entities], self.pool.offsets[entities + 1]
+        anchor = first + (rng.random(len(entities)) * (last - first)).astype(np.int64)
+        begin, end = self.offsets[entities], self.offsets[entities + 1]
+        back = (rng.random(len(entities)) * (self.max_events)).astype(np.int64)
+        latest = np.maximum(end - self.max_events, begin)
+        start = np.clip(self.pool.position[anchor] - self.max_events + back, begin, latest)
+        stop = np.minimum(start + self.max_events, end)
+        cuts, fresh = self._cuts_inside(rng, start, stop, first, last, anchor)
+        return Plan(start, stop, cuts, fresh)
+
+    def _order(self, step: int) -> np.ndarray:
+        """Rows of the step's entities in the epoch's permutation; the last batch wraps around."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.entities))
+        rows = np.arange(at * self.batch_size, (at + 1) * self.batch_size) % len(self.entities)
+        return order[rows]
+
+    def _cuts_inside(
+        self, rng: np.random.Generator, start: np.ndarray, stop: np.ndarray, first: np.ndarray,
+        last: np.ndarray, anchor: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Q cuts per window that see at least one of its events and none beyond it."""
+        per = int((last - first).max())
+        rows = first[:, None] + np.arange(per)
+        exists = rows < last[:, None]
+        rows = np.minimum(rows, last[:, None] - 1)
+        position = self.pool.position[rows]
+        inside = exists & (position > start[:, None]) & (position <= stop[:, None])
+        lot = np.where(inside, rng.random(rows.shape), 2.0)
+        lot = np.where(rows == anchor[:, None], np.where(inside, -1.0, 2.0), lot)
+        chosen = np.argsort(lot, axis=1, kind="stable")[:, : self.queries]
+        good = np.take_along_axis(inside, chosen, axis=1)
+        cuts = np.take_along_axis(rows, chosen, axis=1)
+        missing = self.queries - cuts.shape[1]
+        if missing > 0:
+            cuts = np.concatenate([cuts, np.repeat(cuts[:, :1], missing, axis=1)], axis=1)
+            good = np.concatenate([good, np.zeros((len(cuts), missing), bool)], axis=1)
+        cuts = np.where(good, cuts, np.where(good[:, :1], cuts[:, :1], anchor[:, None]))
+        return cuts, good

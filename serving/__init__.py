@@ -1,0 +1,1 @@
+"""The scoring service and the command line of riskfm."""

@@ -1,0 +1,196 @@
+"""What crosses the wire: the request, the answers and the errors of the scoring API.
+
+The OpenAPI document is generated from these types. Requests refuse unknown members; answers hold
+finite numbers only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from foundation.errors import RequestError
+
+ID_LIMIT = 256
+TEXT_LIMIT = 4096
+# A category code may come as a number or a boolean: 1 is read as "1", true as "true".
+Value = bool | int | float | str | None
+EntityId = Annotated[str, Meta(min_length=1, max_length=ID_LIMIT, description="The customer.")]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One customer to score: the history inline, the profile and what is being decided on."""
+
+    entity_id: EntityId
+    as_of: Annotated[
+        str | None,
+        Meta(description="ISO 8601 moment of the decision; default now. Only what was known "
+                         "before it counts. Without a zone it is read in the schema's."),
+    ] = None
+    package: Annotated[
+        str | None, Meta(description="Package id; may be left out where one is the default.")
+    ] = None
+    events: Annotated[
+        dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None],
+        Meta(description="Per source a list of events, or one object of equally long columns. "
+                         "Each event has event_time, optionally known_at, and the source's "
+                         "fields; a field left out is missing. Times without a zone are read in "
+                         "the source's zone."),
+    ] = {}
+    profile: Annotated[
+        dict[str, Value] | None,
+        Meta(description="Attributes of the customer, optionally with known_at."),
+    ] = None
+    context: Annotated[
+        dict[str, Value] | None,
+        Meta(description="What is being decided on, such as amount and term."),
+    ] = None
+    reasons: Annotated[
+        bool, Meta(description="Also explain the score; costs additional model runs.")
+    ] = False
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`ScoreRequest` as it is decoded: tables stay raw until the package's schema is known."""
+
+    entity_id: EntityId
+    as_of: str | None = None
+    package: str | None = None
+    events: dict[str, msgspec.Raw] = {}
+    profile: msgspec.Raw | None = None
+    context: msgspec.Raw | None = None
+    reasons: bool = False
+
+
+class ReasonAnswer(msgspec.Struct, frozen=True):
+    """One reason: what moved the score, and by how much on the log-odds scale (+ raises risk)."""
+
+    name: str
+    title: str
+    value: str
+    effect: float
+
+
+class PackageRef(msgspec.Struct, frozen=True):
+    """Which package answered."""
+
+    id: str
+    name: str
+    channel: str
+    digest: str
+
+
+class EventCounts(msgspec.Struct, frozen=True):
+    """Events of the request: used, and ignored because they were not known before as_of."""
+
+    used: int
+    ignored: int
+
+
+class ScoreAnswer(msgspec.Struct, frozen=True):
+    """A score: probability of label 1, points, band, and on demand the reasons."""
+
+    request_id: str
+    package: PackageRef
+    entity_id: str
+    as_of: str
+    score: Annotated[float, Meta(ge=0, le=1)]
+    points: int
+    band: str
+    reasons: list[ReasonAnswer]
+    forecasts: dict[str, float]
+    events: EventCounts
+    flags: list[str]
+
+
+class PackageSummary(msgspec.Struct, frozen=True):
+    """One loaded package."""
+
+    id: str
+    name: str
+    channel: str
+    digest: str
+    recipe: str
+    created_at: str
+    default: bool
+
+
+class PackageList(msgspec.Struct, frozen=True):
+    """The packages this service answers with."""
+
+    packages: list[PackageSummary]
+    default: str | None
+
+
+class TableShape(msgspec.Struct, frozen=True):
+    """Fields a request may give for a source, the profile or the context, each with its kind."""
+
+    fields: dict[str, str]
+    time_zone: str = "UTC"
+    delay: str = "0d"
+
+
+class PackageDetail(msgspec.Struct, frozen=True):
+    """A package: what a request to it may contain, and what its manifest says about it."""
+
+    id: str
+    name: str
+    channel: str
+    digest: str
+    recipe: str
+    created_at: str
+    default: bool
+    sources: dict[str, TableShape]
+    profile: TableShape
+    context: TableShape
+    label: Any
+    points: Any
+    bands: Any
+    metrics: Any
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the process lives or is ready to score."""
+
+    status: str
+    packages: int = 0
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong: a stable code, one sentence, and the part of the request at fault."""
+
+    code: str
+    message: str
+    field: str
+    request_id: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorBody
+
+
+CODES = {
+    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found",
+    405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type",
+    422: "invalid", 429: "too_many_requests", 500: "internal", 503: "unavailable",
+}
+
+
+class ApiError(RequestError):
+    """A request answered with an error status.
+
+    Attributes:
+        status: HTTP status, a key of `CODES`.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self, status: int, message: str, field: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, field)
+        self.status = status
+        self.headers = headers or {}

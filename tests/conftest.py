@@ -1,0 +1,33 @@
+"""Settings of every test: pinned threads, reproducible hypothesis, optional outside data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before numpy, polars and torch are imported: two OpenMP pools on two cores slow each other.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "2")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile(
+    "riskfm", deadline=None, max_examples=25, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("riskfm")
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Path:
+    """Folder of the benchmark's prepared sets: `$RISKFM_DATA/prepared`, else beside the repo."""
+    root = Path(os.environ.get("RISKFM_DATA", ROOT.parent / "shared" / "data"))
+    folder = root / "prepared"
+    if not folder.is_dir():
+        pytest.skip(f"no prepared data sets at {folder}; set RISKFM_DATA")
+    return folder
