@@ -18,7 +18,8 @@ import polars as pl
 
 from finetune.table import Column, FeatureTable
 from foundation.aggregates import AggregateSpec
-from foundation.batching import history_batches
+from foundation.batching import history_batches, query_rows
+from foundation.columns import AggregateColumn
 from foundation.history import Cut, ProfileHistory, Timeline, cut
 from foundation.schema import Schema
 from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
@@ -70,7 +71,11 @@ class Histories:
 
     def take(self, rows: np.ndarray) -> Histories:
         """The same for some rows."""
-        return Histories(self.events, self.cut.part(rows), self.queries.take(rows), self.max_events)
+        queries = query_rows(self.queries, rows)
+        return Histories(self.events, self.cut.part(rows), queries, self.max_events)
+
+    def __len__(self) -> int:
+        return len(self.cut)
 
 
 @dataclass
@@ -117,7 +122,7 @@ class FeatureBuilder:
         aggregates = self.spec.compute(
             population.timeline, cut_, population.profile, population.entity_ids, population.context
         )
-        columns = [*self.spec.columns]
+        columns = [_column(c) for c in self.spec.columns]
         parts = [aggregates]
         if "forecast" in want and self.boosted_targets:
             run = boosted or self._boosted
@@ -132,10 +137,12 @@ class FeatureBuilder:
                 parts.append(forecasts)
             columns += _embedding_columns(states.shape[1])
             parts.append(states)
-        table = FeatureTable(tuple(columns), np.concatenate(parts, axis=1))
-        table.thin = cut_.stop == cut_.start
-        table.histories = histories if keep_histories else None
-        return table
+        if keep_histories and histories is None:
+            histories = self._histories(population, cut_)
+        return FeatureTable(
+            tuple(columns), np.concatenate(parts, axis=1), histories if keep_histories else None,
+            thin=cut_.stop == cut_.start,
+        )
 
     def _forecast_column(self, target: str, prefix: str) -> Column:
         title = self.titles.get(target, target.replace("_", " "))
@@ -146,7 +153,7 @@ class FeatureBuilder:
 
     def _boosted(self, aggregates: np.ndarray) -> np.ndarray:
         assert self.forecasters is not None
-        return self.forecasters.run(None, {"x": aggregates})[0]
+        return np.asarray(self.forecasters.run(None, {"x": aggregates})[0])
 
     def _histories(self, population: Population, cut_: Cut) -> Histories:
         events = self.tokenizer.encode_events(population.timeline)
@@ -180,6 +187,27 @@ class FeatureBuilder:
         width = len(self.network_targets)
         forecasts = outputs.get("forecasts", np.empty((total, width), np.float32))
         return np.concatenate([outputs[p] for p in POOLINGS], axis=1), forecasts
+
+
+def run_tuned(
+    session: ort.InferenceSession, histories: Histories, batch_size: int = 32
+) -> np.ndarray:
+    """[S] logits of a fine-tuned graph, which reads the histories itself."""
+    inputs = {i.name for i in session.get_inputs()}
+    out = np.empty(len(histories), dtype=np.float32)
+    for rows, batch in history_batches(
+        histories.events, histories.cut, histories.queries, batch_size, histories.max_events
+    ):
+        feed = {k: v for k, v in batch.arrays().items() if k in inputs}
+        out[rows] = session.run(None, feed)[0].reshape(-1)
+    return out
+
+
+def _column(column: AggregateColumn) -> Column:
+    return Column(
+        name=column.name, block=column.block, kind="code" if column.kind == "code" else "number",
+        levels=column.levels, group=column.group, title=column.title,
+    )
 
 
 def _embedding_columns(width: int) -> list[Column]:

@@ -273,7 +273,6 @@ def linear_model(head: LinearHead, name: str = "linear") -> onnx.ModelProto:
     """A linear head as an ONNX graph; `LinearHead.apply` is its reference."""
     c = _constants(head)
     g = GraphParts()
-    zero = g.constant(np.float32(0.0))
     gone = g.op("Cast", g.op("IsNaN", "x"), to=TensorProto.FLOAT)
     total = g.op("Add", g.row_sum(gone, c.missing), g.constant(c.intercept))
     if len(c.number_at):
@@ -286,7 +285,7 @@ def linear_model(head: LinearHead, name: str = "linear") -> onnx.ModelProto:
             v = g.op("Where", g.constant(c.logit), _logit(g, v), v)
         z = g.op("Mul", g.op("Sub", v, g.constant(c.center)), g.constant(c.inverse))
         z = g.op("Max", g.op("Min", z, g.constant(c.clip)), g.constant(-c.clip))
-        z = g.op("Where", absent, zero, z)
+        z = g.op("Where", absent, g.constant(np.float32(0.0)), z)
         total = g.op("Add", total, g.row_sum(z, c.weight))
     for kind, at, bound, weight in (
         ("Equal", c.code_at, c.code, c.code_weight),

@@ -155,24 +155,36 @@ def bin_shares(
     return mass / mass.sum()
 
 
-def psi(expected: np.ndarray, actual: np.ndarray, floor: float = 1e-4) -> float:
+def psi_of_shares(expected: np.ndarray, actual: np.ndarray, floor: float = 1e-4) -> float:
     """Population stability index of two share vectors over the same frozen bins."""
     e = np.maximum(np.asarray(expected, np.float64), floor)
     a = np.maximum(np.asarray(actual, np.float64), floor)
     return float(((a - e) * np.log(a / e)).sum())
 
 
-def roc_points(
+def psi(
+    reference: np.ndarray, current: np.ndarray, edges: np.ndarray | None = None, bins: int = 10
+) -> float:
+    """Population stability index of two samples of scores.
+
+    Bins are the deciles of the reference, never of the current sample; pass the edges kept from
+    development where the reference itself is not at hand any more.
+    """
+    edges = frozen_bins(reference, bins) if edges is None else edges
+    return psi_of_shares(bin_shares(reference, edges), bin_shares(current, edges))
+
+
+def roc_curve(
     y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """[G + 1] false and true positive rates from the highest score down, and thresholds."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[G + 1] false positive rate, true positive rate and threshold, highest score first."""
     y = _both_classes(y)
     bad, good, values = _tied(y, score, _weights(y, weight))
-    return {
-        "fpr": np.concatenate([[0.0], np.cumsum(good[::-1]) / good.sum()]),
-        "tpr": np.concatenate([[0.0], np.cumsum(bad[::-1]) / bad.sum()]),
-        "threshold": np.concatenate([[np.inf], values[::-1]]),
-    }
+    return (
+        np.concatenate([[0.0], np.cumsum(good[::-1]) / good.sum()]),
+        np.concatenate([[0.0], np.cumsum(bad[::-1]) / bad.sum()]),
+        np.concatenate([[np.inf], values[::-1]]),
+    )
 
 
 def ks_curve(

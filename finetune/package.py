@@ -20,7 +20,7 @@ import onnxruntime as ort
 import polars as pl
 
 from finetune.calibration import apply_calibration, points
-from finetune.features import FeatureBuilder, Population, Progress, open_session
+from finetune.features import FeatureBuilder, Population, Progress, open_session, run_tuned
 from finetune.reasons import Reason, group_effects, top_reasons
 from finetune.table import FeatureTable
 from foundation.aggregates import AggregateSpec
@@ -171,6 +171,7 @@ class Package:
         forecasts = table.select(("forecast",))
         names = [c.name for c in forecasts.columns]
         moments = population_times(population)
+        thin = np.zeros(len(population), bool) if table.thin is None else table.thin
         scaled = points(probability, **self.manifest["points"])
         rows = []
         for i, entity in enumerate(population.entity_ids.to_list()):
@@ -183,7 +184,7 @@ class Package:
                     band=self.band(float(probability[i])),
                     reasons=explained[i],
                     forecasts={n: float(v) for n, v in zip(names, forecasts.values[i], strict=True)},
-                    flags=("thin_file",) if table.thin[i] else (),
+                    flags=("thin_file",) if thin[i] else (),
                 )
             )
         return rows
@@ -203,7 +204,7 @@ class Package:
                 x = np.ascontiguousarray(table.values[:, [index[c] for c in head.columns]])
                 out = head.session.run(None, {"x": x})[0]
             else:
-                out = self.builder.run_fine_tuned(head.session, table.histories)
+                out = run_tuned(head.session, table.histories)
             total += head.weight * out.reshape(-1).astype(np.float64)
         return total
 
@@ -223,9 +224,7 @@ class Package:
         used = self.used or frozenset(c.name for c in table.columns if c.block == "forecast")
 
         def logit(values: np.ndarray) -> np.ndarray:
-            changed = FeatureTable(table.columns, values)
-            changed.histories = table.histories
-            return self.logit(changed)
+            return self.logit(FeatureTable(table.columns, values, table.histories))
 
         position = {c["name"]: i for i, c in enumerate(self.manifest["columns"])}
         reference = self.reference[[position[c.name] for c in table.columns]]

@@ -33,7 +33,7 @@ class SampleFacts:
         y: [S] 1 bad, 0 good, NaN unknown.
         as_of_us: [S] moment of decision, microseconds UTC.
         channel: [S] channel names, or None where the sample has one channel only.
-        thin: [S] bool, entity without any known event at as_of; None where there is no event source.
+        thin: [S] bool, entity without any known event at as_of; None without event sources.
         dropped: reason -> rows left out before anything was computed.
         ignored_columns: columns of the file that no schema declares.
         approved_only: labels exist for approved customers only (selection).
@@ -106,8 +106,9 @@ class EvaluationFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastFacts:
-    """One forecast: values [S] on the rows of `ReportContent.forecast_y`; `realised` [S] is 1 where
-    the forecast outcome came true, 0 where not, NaN where not yet known."""
+    """One forecast: probabilities [S], NaN where there is none, on the rows of
+    `ReportContent.forecast_y`; `realised` [S] is 1 where the outcome came true, 0 where not, NaN
+    where that is not yet known."""
 
     name: str
     title: str

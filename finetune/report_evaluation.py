@@ -6,17 +6,27 @@ that goes into JSON as it is. Scores are probabilities of bad, so approving mean
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from finetune import metrics
+from finetune.bootstrap import Measure, bootstrap_draws, bootstrap_intervals, delong
 from finetune.report_content import EvaluationFacts, ReportContent
 from foundation.errors import SampleError
 
 CURVE_POINTS = 240
 LEAST_CLASS = 10  # fewer bads or goods in a month say nothing about its KS
 APPROVALS = (0.5, 0.6, 0.7, 0.8, 0.9)
+GAIN_DRAWS = 200
+TAILS = (0.025, 0.975)
+MEASURES: dict[Measure, Callable[..., float]] = {
+    "ks": metrics.ks, "auc": metrics.auc, "gini": metrics.gini, "log_loss": metrics.log_loss,
+    "brier": metrics.brier,
+}
+Draws = dict[str, np.ndarray]
+HEADLINE = 0.7  # approval rate of the baseline at which the gain gets an interval
 
 
 def wilson(bad: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,15 +52,19 @@ def basis(name: str, y: np.ndarray, as_of_us: np.ndarray | None = None) -> dict[
     out["bad_rate"] = bad / n if n else None
     out["bad_rate_low"] = float(low[0]) if low is not None else None
     out["bad_rate_high"] = float(high[0]) if high is not None else None
-    has_time = as_of_us is not None and len(as_of_us) > 0
-    out["start"] = _date(as_of_us.min()) if has_time else None
-    out["end"] = _date(as_of_us.max()) if has_time else None
+    out["start"] = out["end"] = None
+    if as_of_us is not None and len(as_of_us):
+        out["start"], out["end"] = _date(as_of_us.min()), _date(as_of_us.max())
     return out
 
 
 def month_of(as_of_us: np.ndarray) -> np.ndarray:
     """[S] calendar month in UTC as `YYYY-MM`."""
     return as_of_us.astype("datetime64[us]").astype("datetime64[M]").astype(str)
+
+
+def _date(moment_us: int) -> str:
+    return str(np.datetime64(int(moment_us), "us").astype("datetime64[D]"))
 
 
 def by_month(y: np.ndarray, as_of_us: np.ndarray) -> list[dict[str, Any]]:
@@ -80,7 +94,7 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
     check_arrays(facts.name, facts.y, as_of_us=facts.as_of_us, score=facts.score,
                  baseline=facts.baseline)
     known = ~np.isnan(facts.y)
-    y, score, as_of_us = facts.y[known], facts.score[known], facts.as_of_us[known]
+    y, score = facts.y[known], facts.score[known]
     baseline = None if facts.baseline is None else facts.baseline[known]
     out: dict[str, Any] = {
         "basis": basis(facts.name, facts.y, facts.as_of_us),
@@ -94,14 +108,17 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
     }
     if len(np.unique(y)) < 2:
         return out
-    out["metrics"] = _metrics(y, score, content)
+    draws = _draws(y, score, content)
+    out["metrics"] = _metrics(y, score, draws)
     out["roc"] = {"chosen": _roc(y, score)}
     out["ks_curve"] = _ks_curve(y, score)
-    out["calibration"] = _bins(y, score, max(2, min(10, int(y.sum()) // 5)))
+    out["calibration"] = _calibration(y, score)
     out["deciles"] = _deciles(y, score)
     if baseline is not None and content.recipe != facts.baseline_name:
         out["roc"]["baseline"] = _roc(y, baseline)
-        out["comparison"] = _comparison(y, score, baseline, facts.baseline_name, content)
+        out["comparison"] = {"baseline": facts.baseline_name} | _comparison(
+            y, score, baseline, draws, content
+        )
     return out
 
 
@@ -123,6 +140,32 @@ def check_arrays(
             raise SampleError(f"report on '{name}': '{key}' must lie in [0, 1]")
 
 
+def _draws(y: np.ndarray, score: np.ndarray, content: ReportContent) -> Draws:
+    return bootstrap_draws(y, score, tuple(MEASURES), draws=content.resamples, seed=content.seed)
+
+
+def auc_interval(y: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """AUC with DeLong's 95 % interval, against a constant; empty below two of a class."""
+    if min(y.sum(), len(y) - y.sum()) < 2:
+        return {}
+    found = delong(y, score, np.zeros(len(y)))
+    return {
+        "auc": metrics.auc(y, score), "auc_low": max(0.0, 0.5 + found.low),
+        "auc_high": min(1.0, 0.5 + found.high),
+    }
+
+
+def _metrics(y: np.ndarray, score: np.ndarray, draws: Draws) -> list[dict[str, Any]]:
+    """Measures with their intervals; the calibration error has none (it is biased upward)."""
+    rows: list[dict[str, Any]] = []
+    for name, value in MEASURES.items():
+        low, high = np.quantile(draws[name], TAILS)
+        rows.append({"name": name, "value": value(y, score), "low": float(low),
+                     "high": float(high)})
+    error = metrics.ece(y, score, bins=len(_calibration(y, score)))
+    return [*rows, {"name": "ece", "value": error, "low": None, "high": None}]
+
+
 def _roc(y: np.ndarray, score: np.ndarray) -> dict[str, list[float]]:
     fpr, tpr, _ = metrics.roc_curve(y, score)
     keep = _thin(len(fpr))
@@ -131,16 +174,14 @@ def _roc(y: np.ndarray, score: np.ndarray) -> dict[str, list[float]]:
 
 def _ks_curve(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
     """Cumulated shares of bads and goods over customers ordered from the riskiest down."""
-    fpr, tpr, threshold = metrics.roc_curve(y, score)
-    rate = y.mean()
-    share = rate * tpr + (1 - rate) * fpr
-    top = int(np.argmax(tpr - fpr))
-    keep = np.union1d(_thin(len(fpr)), [top])
+    good, bad, threshold = metrics.roc_curve(y, score)
+    share = y.mean() * bad + (1 - y.mean()) * good
+    top = int(np.argmax(np.abs(bad - good)))
+    keep = np.union1d(_thin(len(share)), [top])
     return {
-        "share": share[keep].tolist(), "bad": tpr[keep].tolist(), "good": fpr[keep].tolist(),
-        "ks": float(tpr[top] - fpr[top]), "at_share": float(share[top]),
-        "at_bad": float(tpr[top]), "at_good": float(fpr[top]),
-        "at_score": float(np.clip(threshold[top], 0, 1)),
+        "share": share[keep].tolist(), "bad": bad[keep].tolist(), "good": good[keep].tolist(),
+        "ks": metrics.ks(y, score), "at_share": float(share[top]), "at_bad": float(bad[top]),
+        "at_good": float(good[top]), "at_score": float(np.clip(threshold[top], 0, 1)),
     }
 
 
@@ -148,32 +189,31 @@ def _thin(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, CURVE_POINTS)).round().astype(int))
 
 
-def _bins(y: np.ndarray, score: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """Rows ordered by score in `count` bins of equal size: mean score against realised rate."""
-    out = []
-    for rows in np.array_split(np.argsort(score, kind="stable"), min(count, len(y))):
-        low, high = wilson(y[rows].sum(keepdims=True), np.array([len(rows)]))
-        out.append({
-            "n": len(rows), "n_bad": int(y[rows].sum()),
-            "score_low": float(score[rows].min()), "score_high": float(score[rows].max()),
-            "mean_score": float(score[rows].mean()), "bad_rate": float(y[rows].mean()),
-            "bad_rate_low": float(low[0]), "bad_rate_high": float(high[0]),
-        })
-    return out
+def _calibration(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
+    """Mean score against realised rate; as many bands as hold five bads each, 2 to 10."""
+    count = int(np.clip(y.sum() // 5, 2, 10))
+    curve = metrics.calibration_curve(y, score, bins=count)
+    low, high = wilson(curve["observed"] * curve["count"], curve["count"])
+    return [
+        {"n": int(n), "mean_score": float(p), "bad_rate": float(o), "bad_rate_low": float(a),
+         "bad_rate_high": float(b)}
+        for n, p, o, a, b in zip(curve["count"], curve["predicted"], curve["observed"], low, high,
+                                 strict=True)
+    ]
 
 
 def _deciles(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     """Tenths (fifths below 100 rows) from the riskiest down, with lift and captured bads."""
-    rows = _bins(y, score, 10 if len(y) >= 100 else 5)[::-1]
-    rate, total = y.mean(), y.sum()
-    captured = seen = 0
-    for number, row in enumerate(rows, start=1):
-        captured, seen = captured + row["n_bad"], seen + row["n"]
-        row |= {
-            "tenth": number, "lift": row["bad_rate"] / rate, "captured": captured / total,
-            "cumulative_lift": captured / seen / rate, "share": seen / len(y),
-        }
-    return rows
+    out = []
+    for row in metrics.lift_table(y, score, bins=10 if len(y) >= 100 else 5):
+        low, high = wilson(np.array([row["bads"]]), np.array([row["rows"]]))
+        out.append({
+            "tenth": int(row["band"]), "n": int(row["rows"]), "n_bad": int(row["bads"]),
+            "score_low": row["score_min"], "score_high": row["score_max"],
+            "bad_rate": row["bad_rate"], "bad_rate_low": float(low[0]),
+            "bad_rate_high": float(high[0]), "lift": row["lift"], "captured": row["captured"],
+        })
+    return out
 
 
 def _distribution(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
@@ -191,32 +231,78 @@ def _distribution(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
     return {"edges": edges.tolist()} | {k: v.tolist() for k, v in shares.items()}
 
 
-def approval_curve(y: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Approval rate and bad rate among the approved at every threshold, from the best score up.
+def bad_rate_at(
+    y: np.ndarray, score: np.ndarray, approval: np.ndarray, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """[A] bad rates among the best `approval` ([A]) of customers; ties share bads evenly."""
+    curve = metrics.ks_curve(y, score, weight)
+    mass = np.ones(len(y)) if weight is None else weight
+    bads = np.interp(
+        approval, np.append(0.0, curve["population"]), np.append(0.0, curve["bad"])
+    )
+    return bads * (mass @ y) / mass.sum() / approval
 
-    Equal scores are approved together.
 
-    Returns:
-        approval [C] ascending to 1, bad rate [C].
+def _comparison(
+    y: np.ndarray, score: np.ndarray, baseline: np.ndarray, ours: Draws, content: ReportContent
+) -> dict[str, Any]:
+    """Chosen against baseline on the same rows: paired differences and what approval gains.
+
+    The draws of both scores come from one seed, so that they hold the same rows.
     """
-    order = np.argsort(score, kind="stable")
-    last = np.append(np.diff(score[order]) > 0, True)
-    approved = np.arange(1, len(y) + 1)[last]
-    return approved / len(y), np.cumsum(y[order])[last] / approved
+    theirs = _draws(y, baseline, content)
+    rows = []
+    for measure in ("auc", "ks", "log_loss"):
+        low, high = np.quantile(ours[measure] - theirs[measure], TAILS)
+        first, second = MEASURES[measure](y, score), MEASURES[measure](y, baseline)
+        rows.append({
+            "name": measure, "chosen": first, "baseline": second, "difference": first - second,
+            "low": float(low), "high": float(high),
+        })
+    shares = np.array(APPROVALS)
+    allowed = bad_rate_at(y, baseline, shares)
+    reached = bad_rate_at(y, score, shares)
+    approval = [
+        {"approval": float(a), "baseline_bad_rate": float(b), "chosen_bad_rate": float(o),
+         "baseline_approval": metrics.approval_rate_at_bad_rate(y, baseline, b),
+         "chosen_approval": metrics.approval_rate_at_bad_rate(y, score, b)}
+        for a, b, o in zip(shares, allowed, reached, strict=True)
+    ]
+    grid = np.linspace(0.05, 1, 77)
+    return {
+        "metrics": rows, "approval": approval,
+        "approval_gain": _gain(y, score, baseline, content),
+        "curve": {"approval": grid.tolist(), "chosen": bad_rate_at(y, score, grid).tolist(),
+                  "baseline": bad_rate_at(y, baseline, grid).tolist()},
+    }
 
 
-def approval_at(y: np.ndarray, score: np.ndarray, bad_rate: float) -> float:
-    """Largest share of customers that can be approved with at most `bad_rate` among them."""
-    approval, rate = approval_curve(y, score)
-    fits = np.flatnonzero(rate <= bad_rate + 1e-12)
-    return float(approval[fits[-1]]) if len(fits) else 0.0
+def _gain(
+    y: np.ndarray, score: np.ndarray, baseline: np.ndarray, content: ReportContent
+) -> dict[str, Any]:
+    """Share approved at the bad rate that the baseline has when it approves `HEADLINE`."""
 
+    def measure(weight: np.ndarray | None) -> tuple[float, float, float]:
+        allowed = float(bad_rate_at(y, baseline, np.array([HEADLINE]), weight)[0])
+        first = metrics.approval_rate_at_bad_rate(y, score, allowed, weight)
+        second = metrics.approval_rate_at_bad_rate(y, baseline, allowed, weight)
+        return allowed, first, second
 
-def _bad_rate_at(y: np.ndarray, score: np.ndarray, approval: float) -> float:
-    """Bad rate among the best `approval` of customers; bads are shared evenly among equal scores."""
-    shares, rate = approval_curve(y, score)
-    bads = np.interp(approval, np.append(0.0, shares), np.append(0.0, rate * shares))
-    return float(bads / approval)
+    random = np.random.default_rng(content.seed)
+    draws = min(content.resamples, GAIN_DRAWS)
+    gaps = np.empty(draws)
+    for i in range(draws):
+        weight = np.zeros(len(y))
+        for side in (np.flatnonzero(y == 1), np.flatnonzero(y == 0)):
+            weight += np.bincount(random.choice(side, len(side)), minlength=len(y))
+        _, first, second = measure(weight)
+        gaps[i] = first - second
+    allowed, first, second = measure(None)
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return {
+        "bad_rate": allowed, "chosen": first, "baseline": second, "difference": first - second,
+        "low": float(low), "high": float(high), "resamples": draws,
+    }
 
 
 def _stability(facts: EvaluationFacts, content: ReportContent) -> dict[str, Any] | None:
@@ -226,16 +312,19 @@ def _stability(facts: EvaluationFacts, content: ReportContent) -> dict[str, Any]
     if len(names) < 2:
         return None
     given = facts.reference_score is not None
-    reference = facts.reference_score if given else facts.score[months == names[0]]
+    first = facts.score[months == names[0]]
+    reference = first if facts.reference_score is None else facts.reference_score
     rows = by_month(facts.y, facts.as_of_us)
     for row in rows:
         here = months == row["month"]
         same = not given and row["month"] == names[0]
-        row["psi"] = None if same else float(metrics.psi(reference, facts.score[here]))
+        row["psi"] = None if same else metrics.psi(reference, facts.score[here])
         known = here & ~np.isnan(facts.y)
         y, score = facts.y[known], facts.score[known]
         row["ks"] = row["ks_low"] = row["ks_high"] = None
         if min(y.sum(), len(y) - y.sum()) >= LEAST_CLASS:
-            row |= dict(zip(("ks", "ks_low", "ks_high"), _interval("ks", y, score, content),
-                            strict=True))
+            found = bootstrap_intervals(
+                y, score, ("ks",), draws=content.resamples, seed=content.seed
+            )["ks"]
+            row |= {"ks": found.value, "ks_low": found.low, "ks_high": found.high}
     return {"reference": "development sample" if given else str(names[0]), "months": rows}

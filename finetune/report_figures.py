@@ -7,6 +7,7 @@ reads a little HTML in labels. A part without numbers gives no figure.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 Figure = dict[str, Any]
@@ -40,7 +41,7 @@ def label(text: str, limit: int = 46) -> str:
 def _layout(x: str, y: str, height: int = 300, **extra: Any) -> dict[str, Any]:
     layout: dict[str, Any] = {
         "height": height,
-        "margin": {"l": 62, "r": 16, "t": 12, "b": 50},
+        "margin": {"l": 62, "r": 26, "t": 12, "b": 50},
         "xaxis": _axis(x), "yaxis": _axis(y),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest", "bargap": 0.28,
@@ -62,7 +63,7 @@ def _percent(title: str, **extra: Any) -> dict[str, Any]:
 
 
 def _line(
-    x: list[float], y: list[float], name: str, color: str, dash: str = "solid", **extra: Any
+    x: list[Any], y: list[float], name: str, color: str, dash: str = "solid", **extra: Any
 ) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "lines", "x": x, "y": y, "name": name,
@@ -90,11 +91,13 @@ def _months(rows: list[dict[str, Any]]) -> Figure | None:
         {"type": "bar", "x": month, "y": [row["n"] for row in rows], "name": "customers",
          "marker": {"color": "@soft"}},
         {"type": "scatter", "mode": "lines+markers", "x": month, "y": rate, "name": "bad rate",
-         "yaxis": "y2", "line": {"color": "@bad", "width": 2}, "marker": {"color": "@bad", "size": 7},
+         "yaxis": "y2", "line": {"color": "@bad", "width": 2},
+         "marker": {"color": "@bad", "size": 7},
          "error_y": _spread(rate, low, high, "@bad"),
          "hovertemplate": "%{x}: %{y:.1%}<extra></extra>"},
     ]
-    right = _percent("bad rate", overlaying="y", side="right", showgrid=False, rangemode="tozero")
+    right = _percent("bad rate", overlaying="y", side="right", showgrid=False, rangemode="tozero",
+                     tickmode="auto", nticks=6)
     return {"data": data, "layout": _layout(
         "month of decision", "customers", 270, xaxis={"type": "category"}, yaxis2=right,
         margin={"r": 62},
@@ -151,22 +154,22 @@ def _ks(curve: dict[str, Any] | None) -> Figure | None:
     ]
     return {"data": data, "layout": _layout(
         "share of customers, riskiest first", "share found",
-        xaxis=_percent("share of customers, riskiest first", range=[0, 1]),
-        yaxis=_percent("share found", range=[0, 1.04]))}
+        xaxis=_percent("share of customers, riskiest first", range=[0, 1], dtick=0.25),
+        yaxis=_percent("share found", range=[0, 1.04], dtick=0.25))}
 
 
 def _roc(evaluation: dict[str, Any]) -> Figure | None:
     roc = evaluation.get("roc")
     if roc is None:
         return None
-    data = [_line([0, 1], [0, 1], "chance", "@line", "dash", hoverinfo="skip")]
+    data = [_line([0, 1], [0, 1], "chance", "@muted", "dot", hoverinfo="skip")]
     if "baseline" in roc:
         name = label(evaluation["baseline_name"])
         data.append(_line(roc["baseline"]["fpr"], roc["baseline"]["tpr"], name, "@muted"))
     data.append(_line(roc["chosen"]["fpr"], roc["chosen"]["tpr"], "chosen model", "@accent"))
     return {"data": data, "layout": _layout(
-        "", "", xaxis=_percent("goods refused", range=[0, 1]),
-        yaxis=_percent("bads refused", range=[0, 1.02]))}
+        "", "", xaxis=_percent("goods refused", range=[0, 1], dtick=0.25),
+        yaxis=_percent("bads refused", range=[0, 1.04], dtick=0.25))}
 
 
 def _calibration(bins: list[dict[str, Any]] | None) -> Figure | None:
@@ -176,7 +179,7 @@ def _calibration(bins: list[dict[str, Any]] | None) -> Figure | None:
     low, high = [b["bad_rate_low"] for b in bins], [b["bad_rate_high"] for b in bins]
     top = max(max(high), max(score)) * 1.05
     data = [
-        _line([0, top], [0, top], "perfect", "@line", "dash", hoverinfo="skip"),
+        _line([0, top], [0, top], "perfect", "@muted", "dot", hoverinfo="skip"),
         {"type": "scatter", "mode": "lines+markers", "x": score, "y": rate, "name": "realised",
          "line": {"color": "@accent", "width": 1.5}, "marker": {"color": "@accent", "size": 8},
          "error_y": _spread(rate, low, high, "@accent"), "customdata": [b["n"] for b in bins],
@@ -211,7 +214,7 @@ def _distribution(evaluation: dict[str, Any]) -> Figure | None:
     if not shares or len(shares["edges"]) < 2:
         return None
     edges = shares["edges"]
-    middle = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    middle = [(a + b) / 2 for a, b in pairwise(edges)]
     data = [
         {"type": "bar", "x": middle, "y": shares[key], "name": name, "opacity": 0.62,
          "marker": {"color": color}, "hovertemplate": "%{x:.1%}: %{y:.1%}<extra></extra>"}
@@ -259,7 +262,8 @@ def _stability(stability: dict[str, Any] | None) -> Figure | None:
             "hovertemplate": "%{x}: KS %{y:.3f}<extra></extra>",
         })
     top = max([0.3, *(row["psi"] for row in rows if row["psi"] is not None)]) * 1.1
-    left = _axis("KS", overlaying="y", side="left", rangemode="tozero")
+    left = _axis("KS", overlaying="y", side="left", rangemode="tozero", tickmode="auto",
+                 nticks=6)
     layout = _layout(
         "month of decision", "PSI of the score", 290, xaxis={"type": "category"}, yaxis2=left,
         yaxis={"side": "right", "range": [0, top], "showgrid": False}, margin={"r": 62})

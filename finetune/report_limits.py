@@ -21,7 +21,7 @@ def derived(numbers: dict[str, Any]) -> list[dict[str, Any]]:
         out.append({"text": text, "values": {k: str(v) for k, v in values.items()}})
 
     sample, evaluation = numbers["sample"], numbers["evaluation"]
-    judged = evaluation["basis"] if evaluation else None
+    judged = evaluation["basis"] if evaluation else {}
     if evaluation is None:
         say("No labelled sample was held back and no out-of-fold scores are shown: "
             "this report does not prove the model's quality.")

@@ -12,11 +12,11 @@ import numpy as np
 from finetune import report_limits
 from finetune.report_content import ReportContent
 from finetune.report_evaluation import (
+    auc_interval,
     basis,
     by_month,
     check_arrays,
     evaluation_numbers,
-    interval,
     wilson,
 )
 from foundation.errors import SampleError
@@ -43,7 +43,8 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
         "why": content.why,
         "label_meaning": content.label_meaning,
         "windows": [
-            {"name": w.name, "start": w.start, "end": w.end, "note": w.note} for w in content.windows
+            {"name": w.name, "start": w.start, "end": w.end, "note": w.note}
+            for w in content.windows
         ],
         "intervals": {
             "level": 0.95, "method": "bootstrap over customers", "resamples": content.resamples,
@@ -115,21 +116,22 @@ def _forecasts(content: ReportContent) -> dict[str, Any]:
     y = content.forecast_y
     rows = []
     for facts in content.forecasts:
-        check_arrays(facts.name, facts.values if y is None else y, values=facts.values) \
-            if y is not None else None
+        there = np.isfinite(facts.values)
+        check_arrays(
+            facts.name, np.full(len(there), np.nan) if y is None else y,
+            forecast=np.where(there, facts.values, 0), realised=None
+            if facts.realised is None else np.nan_to_num(facts.realised),
+        )
         row: dict[str, Any] = {
-            "name": facts.name, "title": facts.title, "n": len(facts.values),
-            "mean": _mean(facts.values), "auc": None, "auc_low": None, "auc_high": None,
+            "name": facts.name, "title": facts.title, "n": int(there.sum()),
+            "mean": _mean(facts.values[there]), "auc": None, "auc_low": None, "auc_high": None,
             "n_realised": 0, "realised": None, "realised_low": None, "realised_high": None,
             "mean_on_realised": None,
         }
         if y is not None:
-            known = ~np.isnan(y)
-            if len(np.unique(y[known])) == 2:
-                row["auc"], row["auc_low"], row["auc_high"] = interval(
-                    "auc", y[known], facts.values[known], content
-                )
-        if facts.realised is not None and (known := ~np.isnan(facts.realised)).any():
+            known = there & ~np.isnan(y)
+            row |= auc_interval(y[known], facts.values[known])
+        if facts.realised is not None and (known := there & ~np.isnan(facts.realised)).any():
             true, n = facts.realised[known].sum(), int(known.sum())
             low, high = wilson(np.array([true]), np.array([n]))
             row |= {

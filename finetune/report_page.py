@@ -39,7 +39,7 @@ def _environment() -> Environment:
     env.globals |= {"t": both}
     env.filters |= {
         "pct": percent, "num": number, "ci": span, "pci": percent_span, "count": count,
-        "day": day, "moment": moment, "signed": signed,
+        "day": day, "moment": moment, "signed": signed, "opening": opening,
     }
     return env
 
@@ -64,6 +64,11 @@ def _fill(text: str, values: dict[str, Markup]) -> Markup:
     return Markup("").join(
         values[part] if i % 2 else escape(part) for i, part in enumerate(parts)
     )
+
+
+def opening(text: str) -> str:
+    """Text that opens a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def percent(value: float | None, digits: int = 1) -> str:

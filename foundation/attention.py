@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 INDEX_BASE = 1000.0
+Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +47,9 @@ class Rotary(nn.Module):
         pairs = head_width // 2
         index_pairs = pairs // 2
         day_pairs = pairs - index_pairs
-        self.index_frequencies = [INDEX_BASE ** (-i / max(index_pairs, 1)) for i in range(index_pairs)]
+        self.index_frequencies = [
+            INDEX_BASE ** (-i / max(index_pairs, 1)) for i in range(index_pairs)
+        ]
         ratio = longest_days / shortest_days
         self.day_frequencies = [
             2 * math.pi / (shortest_days * ratio ** (i / max(day_pairs - 1, 1)))
@@ -94,8 +97,8 @@ class Block(nn.Module):
         self,
         events: torch.Tensor,
         queries: torch.Tensor | None,
-        event_angles: tuple[torch.Tensor, torch.Tensor],
-        query_angles: tuple[torch.Tensor, torch.Tensor] | None,
+        event_angles: Angles,
+        query_angles: Angles | None,
         event_mask: torch.Tensor | None,
         query_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -106,21 +109,39 @@ class Block(nn.Module):
             event_mask: [B, 1, L, L] bool, True where attended; None means causal.
             query_mask: [B, 1, Q, L + Q] bool over events, then the query tokens.
         """
-        q, k, v = self._heads(events)
-        q, k = rotate(q, *event_angles), rotate(k, *event_angles)
-        seen = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=event_mask, is_causal=event_mask is None
-        )
-        mixed = events + self.dropout(self.attention_out(self._merge(seen)))
-        out = mixed + self._mlp(mixed)
+        events, keys = self.read(events, event_angles, event_mask)
         if queries is None:
-            return out, None
-        qq, qk, qv = self._heads(queries)
-        qq, qk = rotate(qq, *query_angles), rotate(qk, *query_angles)
-        keys, values = torch.cat([k, qk], dim=2), torch.cat([v, qv], dim=2)
-        looked = F.scaled_dot_product_attention(qq, keys, values, attn_mask=query_mask)
+            return events, None
+        return events, self.look(queries, keys, query_angles, query_mask)
+
+    def read(
+        self, events: torch.Tensor, angles: Angles, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Angles]:
+        """Events among themselves.
+
+        Returns:
+            [B, L, D], and the keys and values [B, H, L, R] that queries attend to.
+        """
+        q, k, v = self._heads(events)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = events + self.dropout(self.attention_out(self._merge(seen)))
+        return mixed + self._mlp(mixed), (k, v)
+
+    def look(
+        self, queries: torch.Tensor, keys: Angles, angles: Angles, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, Q, D] queries after attending to keys and values of events, and to queries.
+
+        Args:
+            seen: [B, 1, Q, L + Q] bool, from `query_mask`.
+        """
+        q, k, v = self._heads(queries)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        k, v = torch.cat([keys[0], k], dim=2), torch.cat([keys[1], v], dim=2)
+        looked = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         queries = queries + self.dropout(self.attention_out(self._merge(looked)))
-        return out, queries + self._mlp(queries)
+        return queries + self._mlp(queries)
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, L, D] -> three of [B, H, L, R]."""
@@ -138,22 +159,25 @@ class Block(nn.Module):
         return self.dropout(self.mlp_out(F.silu(gate) * value))
 
 
-def query_mask(position: torch.Tensor, length: int) -> torch.Tensor:
+def query_mask(position: torch.Tensor, length: int, chained: bool = False) -> torch.Tensor:
     """[B, 1, Q, L + Q] bool: a query sees the events before its position, and itself.
 
     Args:
         position: [B, Q] int64 number of leading events each query may see.
         length: L.
+        chained: a query also sees the query tokens before it, as behind a soft prompt.
     """
     queries = position.shape[1]
     events = torch.arange(length, device=position.device) < position[..., None]
-    own = torch.eye(queries, dtype=torch.bool, device=position.device)
+    own = torch.ones((queries, queries), dtype=torch.bool, device=position.device).tril()
+    if not chained:
+        own = torch.eye(queries, dtype=torch.bool, device=position.device)
     own = own[None].expand(position.shape[0], -1, -1)
     return torch.cat([events, own], dim=-1)[:, None]
 
 
 def bidirectional_mask(position: torch.Tensor, length: int) -> torch.Tensor:
-    """[B, 1, L, L] bool: every event before the (only) query sees all of them; padding sees itself."""
+    """[B, 1, L, L] bool: all events before the query see each other; padding sees itself."""
     inside = torch.arange(length, device=position.device) < position.amax(dim=1, keepdim=True)
     both = inside[:, :, None] & inside[:, None, :]
     own = torch.eye(length, dtype=torch.bool, device=position.device)

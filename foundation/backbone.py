@@ -14,8 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
 from foundation.attention import Block, RMSNorm, Rotary, bidirectional_mask, query_mask
+from foundation.calendar_features import EVENT_EXTRA, QUERY_EXTRA
 from foundation.errors import ArtifactError
 from foundation.event_encoder import Fusion, TokenTable, layout_of
 
@@ -56,8 +58,8 @@ class RiskBackboneConfig(PreTrainedConfig):
         hash_rows: int = 4096,
         name_rows: int = 512,
         knots: int = 16,
-        extra: int = 8,
-        query_extra: int = 8,
+        extra: int = len(EVENT_EXTRA),
+        query_extra: int = len(QUERY_EXTRA),
         dropout: float = 0.0,
         targets: Sequence[str] = (),
         activity_days: Sequence[int] = (30,),
@@ -133,26 +135,27 @@ class RiskBackbone(PreTrainedModel):
         )
         self.final_norm = RMSNorm(c.width)
         self.forecast_head = nn.Linear(c.width, len(c.targets))
-        self._frozen_tables: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._frozen: tuple[torch.Tensor, ...] | None = None
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal with standard deviation 0.02 for tables, fan-in scaled for matrices."""
+        """Fan-in scaled matrices, the last of each block smaller with depth; zero biases."""
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
+            init.normal_(module.weight, std=0.1)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            init.ones_(module.weight)
         elif isinstance(module, Block):
             depth = (2 * self.config.layers) ** -0.5
             for last in (module.attention_out, module.mlp_out):
-                nn.init.normal_(last.weight, std=depth * last.in_features**-0.5)
+                init.normal_(last.weight, std=depth * last.in_features**-0.5)
         elif isinstance(module, RiskBackbone):
-            nn.init.normal_(module.query_token, std=0.02)
-            nn.init.normal_(module.forecast_head.weight, std=0.02)
+            init.normal_(module.query_token, std=0.02)
+            init.normal_(module.forecast_head.weight, std=0.02)
 
     @property
     def layout(self) -> dict[str, torch.Tensor]:
@@ -176,19 +179,38 @@ class RiskBackbone(PreTrainedModel):
         Raises:
             ArtifactError: the tokenizer makes other numbers of extra columns than the weights read.
         """
-        for name, tensor in layout_of(tokenizer, self.config).tensors().items():
+        if (self.config.extra, self.config.query_extra) != (len(EVENT_EXTRA), len(QUERY_EXTRA)):
+            raise ArtifactError(
+                f"the weights read {self.config.extra} and {self.config.query_extra} extra columns "
+                f"of events and queries, this version makes {len(EVENT_EXTRA)} and "
+                f"{len(QUERY_EXTRA)}; pretrain again"
+            )
+        layout = layout_of(tokenizer, self.config.hash_rows, self.config.name_rows)
+        for name, tensor in layout.tensors().items():
             self.register_buffer(f"layout_{name}", tensor.to(self.device), persistent=False)
-        self._frozen_tables = None
+        self._frozen = None
         return self
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of all codes, [V, E] twice; the frozen ones after `freeze_tables`."""
-        return self._frozen_tables or self.tokens(self.layout)
+        if self._frozen is not None:
+            return self._frozen[0], self._frozen[1]
+        return self.tokens(self.layout)
+
+    def sources(self) -> torch.Tensor:
+        """Embeddings of all sources, [sources, E]."""
+        return self.tokens.sources(self.layout) if self._frozen is None else self._frozen[2]
 
     def freeze_tables(self) -> RiskBackbone:
-        """Compute the tables of codes once, for export and inference."""
+        """Compute the tables of codes and sources once, for inference and export."""
         with torch.no_grad():
-            self._frozen_tables = tuple(t.detach().clone() for t in self.tokens(self.layout))
+            found = (*self.tokens(self.layout), self.tokens.sources(self.layout))
+        self._frozen = tuple(t.detach().clone() for t in found)
+        return self
+
+    def thaw_tables(self) -> RiskBackbone:
+        """Compute the tables afresh in every forward, as training needs."""
+        self._frozen = None
         return self
 
     def resize_targets(self, targets: Sequence[str]) -> RiskBackbone:
@@ -196,8 +218,8 @@ class RiskBackbone(PreTrainedModel):
         old, names = self.forecast_head, list(targets)
         head = nn.Linear(self.config.width, len(names)).to(self.device, self.dtype)
         with torch.no_grad():
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+            init.normal_(head.weight, std=0.02)
+            init.zeros_(head.bias)
             for i, name in enumerate(names):
                 if name in self.config.targets:
                     j = self.config.targets.index(name)
@@ -210,7 +232,7 @@ class RiskBackbone(PreTrainedModel):
         self, source: torch.Tensor, code: torch.Tensor, value: torch.Tensor, extra: torch.Tensor
     ) -> torch.Tensor:
         """[B, L, D] vectors of events before any of them has seen another."""
-        sources = F.embedding(source, self.tokens.sources(self.layout))
+        sources = F.embedding(source, self.sources())
         return self.event_fusion(self.tokens.slots(self.tables(), code, value) + sources, extra)
 
     def encode_queries(

@@ -38,18 +38,20 @@ class BoostSettings(strict.Strict):
     Attributes:
         folds: models per target, split by entity.
         per_entity: earlier cuts per entity; max_rows caps them over all entities.
-        anchored: share of cuts just before an event, the others on the monthly grid.
+        anchored: share of cuts just before an event, the others on the monthly grid; below zero
+            decides by the schema: events where it declares what is decided on (context columns or
+            a dated profile, such as an application), else the grid.
         min_class: targets with fewer positives or negatives are skipped.
     """
 
     folds: int = 5
-    per_entity: int = 8
-    max_rows: int = 100_000
-    anchored: float = 0.5
+    per_entity: int = 12
+    max_rows: int = 60_000
+    anchored: float = -1.0
     rounds: int = 150
     learning_rate: float = 0.05
-    leaves: int = 15
-    min_leaf: int = 50
+    leaves: int = 4
+    min_leaf: int = 40
     l2: float = 10.0
     column_share: float = 0.3
     row_share: float = 0.7
@@ -219,16 +221,24 @@ def fit_forecasters(
         return Forecasters((), (), spec.names, settings.folds, tuple(skipped), settings.threads)
     rng = np.random.default_rng(seed)
     entity, cut_us = past_cuts(
-        timeline, until_us, horizons, rng, settings.per_entity, settings.anchored
+        timeline, until_us, horizons, rng, settings.per_entity, anchored_share(schema, settings)
     )
     if len(entity) > settings.max_rows:
         chosen = np.sort(rng.choice(len(entity), settings.max_rows, replace=False))
         entity, cut_us = entity[chosen], cut_us[chosen]
     ids = timeline.entity_ids[entity]
     x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids)
-    y, _ = outcome_targets(timeline, outcomes, entity, cut_us, until_us)
+    y = outcome_targets(timeline, outcomes, entity, cut_us, until_us, exposed=True)
     cards = [TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)]
     return train(x, y, fold_of(ids, settings.folds), cards, spec.names, settings, seed)
+
+
+def anchored_share(schema: Schema, settings: BoostSettings) -> float:
+    """Share of cuts just before an event, see `BoostSettings.anchored`."""
+    if settings.anchored >= 0:
+        return min(settings.anchored, 1.0)
+    dated = schema.profile is not None and bool(schema.profile.valid_time)
+    return 1.0 if schema.context or dated else 0.0
 
 
 def train(

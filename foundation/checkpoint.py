@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 SCHEMA, AGGREGATES, RUN, CARD = "schema.json", "aggregates.json", "run.json", "README.md"
+FORECASTERS = "forecasters.json"
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -58,7 +59,6 @@ def load_backbone(path: str | Path, network: bool = True) -> Backbone:
             tokenizer, schema or aggregates other than those the weights were trained with.
     """
     from foundation.aggregates import AggregateSpec
-    from foundation.boosted import load_forecasters
     from foundation.tokenizer import Tokenizer
 
     path = Path(path)
@@ -68,9 +68,9 @@ def load_backbone(path: str | Path, network: bool = True) -> Backbone:
         raise ArtifactError(
             f"{path}: unfinished, it has no {RUN}; run pretraining again with --resume"
         )
-    run = _read_json(path / RUN)
-    schema = schema_from_dict(_read_json(path / SCHEMA), str(path / SCHEMA))
-    tokenizer = Tokenizer.from_json(_read_text(path / TOKENIZER))
+    run = read_json(path / RUN)
+    schema = schema_from_dict(read_json(path / SCHEMA), str(path / SCHEMA))
+    tokenizer = Tokenizer.from_json(_read_text(path / TOKENIZER), str(path / TOKENIZER))
     spec = AggregateSpec.from_json(_read_text(path / AGGREGATES), str(path / AGGREGATES))
     for name, found, wanted in (
         (SCHEMA, fingerprint(schema), run.get("schema_fingerprint")),
@@ -78,10 +78,15 @@ def load_backbone(path: str | Path, network: bool = True) -> Backbone:
         (AGGREGATES, spec.fingerprint, run.get("aggregates_fingerprint")),
     ):
         _same(path / name, found, wanted, RUN)
+    forecasters = None
+    if (path / FORECASTERS).is_file():
+        from foundation.boosted import Forecasters
+
+        forecasters = Forecasters.load(path)
     model = None
     if run.get("network") is not None and network:
         model = _load_model(path, tokenizer)
-    return Backbone(path, model, tokenizer, schema, spec, load_forecasters(path), run)
+    return Backbone(path, model, tokenizer, schema, spec, forecasters, run)
 
 
 def _load_model(path: Path, tokenizer: Tokenizer) -> RiskBackbone:
@@ -90,7 +95,7 @@ def _load_model(path: Path, tokenizer: Tokenizer) -> RiskBackbone:
 
     from foundation.backbone import RiskBackbone
 
-    config = _read_json(path / CONFIG)
+    config = read_json(path / CONFIG)
     _same(path / TOKENIZER, tokenizer.fingerprint, config.get("tokenizer_fingerprint"), CONFIG)
     if not (path / WEIGHTS).is_file():
         raise ArtifactError(f"{path / WEIGHTS}: missing, the directory is damaged")
@@ -123,7 +128,8 @@ def _read_text(path: Path) -> str:
         raise ArtifactError(f"{path}: damaged, not UTF-8 text") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ArtifactError where it is missing or damaged."""
     try:
         found = json.loads(_read_text(path))
     except json.JSONDecodeError as exc:

@@ -297,7 +297,7 @@ def ratio_candidates(
         elif right and owner_a in ("profile", "context"):
             shared = {"layout": right[0], "row": right[1], "over": f"under {owner_a}", "slot": a}
             kinds = [("last", ALL), ("max", ALL), ("mean", ALL)]
-        elif owner_a == owner_b and not left and not right:
+        elif owner_a == owner_b and owner_a in ("profile", "context"):
             yield AggregateColumn(name=f"{owner_a}.{a} / {owner_b}.{b}", slot=a, over="row",
                                   stat=b, block=owner_a, group=f"{owner_a}.{a}", title=title,
                                   priority=0)

@@ -12,7 +12,6 @@ width, D width, X extra columns.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,17 +22,13 @@ from torch.nn import functional as F
 
 from foundation.attention import RMSNorm
 from foundation.schema import ROLES
+from foundation.vocabulary import SLOT_KINDS
 
 if TYPE_CHECKING:
     from foundation.tokenizer import Tokenizer
 
-KINDS = ("category", "number", "text", "source")
-
-
-def hash_row(text: str, salt: int, rows: int) -> int:
-    """Row of a table for a text; stable across machines (blake2b), never row 0."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=bytes([salt])).digest()
-    return 1 + int.from_bytes(digest, "little") % (rows - 1)
+KINDS = (*SLOT_KINDS, "source")
+_WIDE = 2**31
 
 
 @dataclass(frozen=True)
@@ -41,29 +36,63 @@ class Layout:
     """How the codes of a tokenizer map onto slots, fields and hash rows.
 
     Attributes:
-        code_rows: [V, 2] int64 rows of the hash table; code 0 is empty.
-        code_slot: [V] int64 slot of a code (0 for code 0, masked by the encoder).
+        code_rows: [V, 2] int64 rows of the hash table: by meaning alone, which other schemas
+            share, and by meaning and field name. Code 0 is masked.
+        code_slot: [V] int64 slot of a code; code_local: [V] int64 its number within the slot.
         slot_kind, slot_role: [S] int64; slot_name: [S, 2] int64 rows of the name table.
         slot_owner: [S] int64 source index; -1 profile, -2 context.
         slot_column: [S] int64 column of the slot among its owner's.
-        slot_first, slot_stop: [S] int64 range of the slot's codes.
+        slot_codes: [V - 1] int64 codes, slot after slot; those of slot s stand at
+            slot_first[s]:slot_stop[s].
         source_name: [sources, 2] int64 rows of the name table.
     """
 
     code_rows: np.ndarray
     code_slot: np.ndarray
+    code_local: np.ndarray
     slot_kind: np.ndarray
     slot_role: np.ndarray
     slot_name: np.ndarray
     slot_owner: np.ndarray
     slot_column: np.ndarray
+    slot_codes: np.ndarray
     slot_first: np.ndarray
     slot_stop: np.ndarray
     source_name: np.ndarray
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The arrays as tensors, by name."""
-        return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(self).items()}
+        return {name: torch.from_numpy(array) for name, array in vars(self).items()}
+
+
+def layout_of(tokenizer: Tokenizer, hash_rows: int, name_rows: int) -> Layout:
+    """The layout of a tokenizer for tables of so many rows."""
+    table = tokenizer.slot_table
+    slots = tokenizer.code_slot.astype(np.int64)
+    rows = tokenizer.hashes(_WIDE)
+    names = table.name_hash % _WIDE
+    if len(names):
+        rows = np.stack([rows[:, 0], rows[:, 1] + names[slots, 0]], axis=1)
+    sizes = np.array([s.size for s in tokenizer.slots], dtype=np.int64)
+    last = np.cumsum(sizes)
+    ids = [s.ids().astype(np.int64) for s in tokenizer.slots]
+    every = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+    local = np.zeros(len(slots), np.int64)
+    local[every] = np.arange(len(every)) - np.repeat(last - sizes, sizes)
+    return Layout(
+        code_rows=rows % hash_rows,
+        code_slot=slots,
+        code_local=local,
+        slot_kind=table.kind,
+        slot_role=table.role,
+        slot_name=table.name_hash % name_rows,
+        slot_owner=table.source,
+        slot_column=table.column,
+        slot_codes=every,
+        slot_first=last - sizes,
+        slot_stop=last,
+        source_name=tokenizer.source_hashes(name_rows),
+    )
 
 
 class TokenTable(nn.Module):
@@ -101,6 +130,9 @@ class TokenTable(nn.Module):
         gate, scale = self.field_gate(fields).chunk(2, dim=-1)
         slot = layout["code_slot"]
         present = (torch.arange(len(slot), device=slot.device) > 0).to(fields.dtype)[:, None]
+        if not len(fields):
+            empty = fields.new_zeros((len(slot), fields.shape[-1]))
+            return empty, empty
         table = self.hashes(layout["code_rows"]).sum(1) + fields[slot]
         return table * (2 * torch.sigmoid(gate))[slot] * present, (1 + scale)[slot] * present
 

@@ -46,7 +46,7 @@ def create_table(path: Path, columns: Mapping[str, pl.DataType]) -> None:
     if DeltaTable.is_deltatable(str(path)):
         return
     path.mkdir(parents=True, exist_ok=True)
-    empty = _to_delta(pl.DataFrame(schema=columns | {ROW: pl.Int64(), BUCKET: pl.Int32()}))
+    empty = _to_delta(pl.DataFrame(schema=dict(columns) | {ROW: pl.Int64(), BUCKET: pl.Int32()}))
     write_deltalake(str(path), empty, partition_by=[BUCKET], mode="ignore")
 
 
@@ -98,7 +98,7 @@ def scan(
         held = np.unique(buckets_of(wanted)).tolist()
         rows = rows.filter(pl.col(BUCKET).is_in(held))
         if len(wanted):
-            rows = rows.filter(pl.col("entity_id").is_between(wanted.min(), wanted.max()))
+            rows = rows.filter(pl.col("entity_id").is_between(pl.lit(wanted.min()), pl.lit(wanted.max())))
         rows = rows.join(wanted.to_frame().lazy(), on="entity_id", how="semi")
     return rows
 

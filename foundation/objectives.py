@@ -16,12 +16,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from foundation import strict
 from foundation.backbone import INPUTS, BackboneOutput, RiskBackbone, RiskBackboneConfig
+
+TOKENS = ("source", "code", "value", "extra")
 
 
 class ObjectiveConfig(strict.Strict):
@@ -125,7 +128,7 @@ class Objectives(nn.Module):
         gap = (inputs["days"][:, 1:] - inputs["days"][:, :-1]).flatten()[chosen]
         bins = torch.bucketize(gap, self.gap_edges)
         loss = F.cross_entropy(self.gap_head(state), bins) / math.log(len(self.gap_edges) + 1)
-        sources = model.tokens.sources(model.layout)
+        sources = model.sources()
         if len(sources) > 1:
             logits = self.source_head(state) @ sources.T
             loss = loss + F.cross_entropy(logits, source) / math.log(len(sources))
@@ -151,19 +154,20 @@ class Objectives(nn.Module):
         wanted = self.code_head(state)
         total = state.sum() * 0.0
         owner, column = layout["slot_owner"].tolist(), layout["slot_column"].tolist()
-        first, stop = layout["slot_first"].tolist(), layout["slot_stop"].tolist()
+        sizes = (layout["slot_stop"] - layout["slot_first"]).tolist()
         for index in sorted({o for o in owner if o >= 0}):
             rows = (source == index).nonzero()[:, 0]
-            slots = [s for s, o in enumerate(owner) if o == index and stop[s] - first[s] > 1]
-            if len(rows) == 0 or not slots:
+            slots = [s for s, o in enumerate(owner) if o == index]
+            if len(rows) == 0:
                 continue
             mine, seen = wanted[rows], code[rows]
             for s in slots:
-                target = seen[:, column[s]] - first[s]
-                target = torch.where(target >= 0, target, -100)
-                logits = mine @ table[first[s] : stop[s]].T
-                nats = F.cross_entropy(logits, target, reduction="sum", ignore_index=-100)
-                total = total + nats / (math.log(stop[s] - first[s]) * len(slots))
+                first = int(layout["slot_first"][s])
+                codes = layout["slot_codes"][first : first + sizes[s]]
+                logits = mine @ table[codes].T
+                nats = F.cross_entropy(logits, layout["code_local"][seen[:, column[s]]],
+                                       reduction="sum")
+                total = total + nats / (math.log(sizes[s]) * len(slots))
         return total / len(state)
 
     def activity(
@@ -174,7 +178,7 @@ class Objectives(nn.Module):
         seen = ~counts.isnan()
         counts = counts.nan_to_num(0.0)
         shape = (*counts.shape[:2], self.horizons, 2, -1)
-        said = self.activity_head(out.query).view(shape) @ model.tokens.sources(model.layout).T
+        said = self.activity_head(out.query).view(shape) @ model.sources().T
         said = said + self.activity_bias[:, :, None]
         anything = F.binary_cross_entropy_with_logits(
             said[..., 0, :], (counts > 0).to(said.dtype), reduction="none"
@@ -183,9 +187,9 @@ class Objectives(nn.Module):
         return ((anything + 0.5 * amount) * seen).sum() / seen.sum().clamp(min=1)
 
     def masked_event(self, model: RiskBackbone, batch: TrainingBatch) -> torch.Tensor:
-        """Tokens of hidden events from the events around (bidirectional) or before them (causal)."""
+        """Tokens of hidden events from those around (bidirectional) or before (causal)."""
         inputs, length = batch.inputs, batch.length
-        events = model.encode_tokens(*(inputs[n] for n in ("source", "code", "value", "extra")))
+        events = model.encode_tokens(*(inputs[n] for n in TOKENS))
         steps = torch.arange(events.shape[1], device=length.device)
         lot = torch.rand(events.shape[:2], generator=_generator(batch.seed)).to(length.device)
         hidden = (lot < self.config.mask_share) & (steps < length[:, None])
@@ -225,9 +229,9 @@ class Objectives(nn.Module):
         steps = torch.arange(int(size.max()), device=length.device)
         at = (start[:, None] + steps).clamp(max=inputs["source"].shape[1] - 1)
         inside = steps < size[:, None]
-        part = {n: inputs[n][rows[:, None], at] for n in ("source", "code", "value", "extra", "days")}
+        part = {n: inputs[n][rows[:, None], at] for n in (*TOKENS, "days")}
         part["days"] = part["days"] - part["days"][:, :1]
-        events = model.encode_tokens(*(part[n] for n in ("source", "code", "value", "extra")))
+        events = model.encode_tokens(*(part[n] for n in TOKENS))
         queries = model.query_token.expand(len(rows), 1, -1)
         states, _ = model.contextualise(
             events, part["days"], queries, part["days"][:, :1], size[:, None]
@@ -247,6 +251,10 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def batch_inputs(arrays: dict) -> dict[str, torch.Tensor]:
-    """Numpy arrays of a history batch as the backbone's inputs."""
-    return {name: torch.from_numpy(arrays[name]) for name in INPUTS}
+def training_batch(arrays: dict[str, np.ndarray], seed: int) -> TrainingBatch:
+    """The arrays of `windows.WindowBatches` as tensors."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    return TrainingBatch(
+        {name: tensors[name] for name in INPUTS}, tensors["length"],
+        tensors["outcomes"].float(), tensors["activity"].float(), seed,
+    )

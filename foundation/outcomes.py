@@ -196,7 +196,8 @@ class _Parser:
             if op != ">":
                 raise SchemaError(f"outcome '{self.name}': event_time is compared with '>' only")
             return {"kind": "late", "source": source, **self._date()}
-        if op == "=" and self.tokens[self.at][0] != "num":
+        number = self.at < len(self.tokens) and self.tokens[self.at][0] == "num"
+        if op == "=" and not number:
             return {"kind": "value", "source": source, "field": field, "values": (self._value(),)}
         bound = float(self._take(("num",), "a number"))
         return {"kind": "compare", "source": source, "field": field, "op": op, "bound": bound}

@@ -27,6 +27,7 @@ ROLES = (
     "address", "counterparty", "person", "score", "text",
 )
 RESERVED = ("entity_id", "event_time", "known_at")
+RESERVED_SOURCES = ("profile", "context")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -197,6 +198,8 @@ def _check_zone(zone: str, where: str) -> None:
 def _check_source(name: str, source: Source, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise SchemaError(f"{where}: source name '{name}' must be letters, digits and _")
+    if name in RESERVED_SOURCES:
+        raise SchemaError(f"{where}: '{name}' cannot name a source; choose another name")
     duration_seconds(source.delay, f"{where}: source '{name}' delay")
     if source.time_zone:
         _check_zone(source.time_zone, f"{where}: source '{name}'")

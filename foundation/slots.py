@@ -23,6 +23,8 @@ from foundation.schema import Field, Schema
 
 SHARED_SUFFIX = "__shared_with"
 SlotColumn = pl.Series | np.ndarray
+# Up to this many values a dictionary beats an Enum, whose fixed cost is 100 us.
+_SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,15 @@ def source_columns(timeline: Timeline, source: int) -> dict[str, SlotColumn]:
     """
     name = timeline.schema.source_names[source]
     positions = timeline.positions(source)
-    frame = _rows(timeline.frames[source], timeline.row[positions])
-    event_us = timeline.event_us[positions]
+    columns = _read(timeline, source, timeline.row[positions])
+    event_us, known_us = timeline.event_us[positions], timeline.known_us[positions]
+    entity = timeline.entity[positions]
     out: dict[str, SlotColumn] = {}
     for field, spec in timeline.schema.sources[name].fields.items():
         if spec.kind == "identifier":
-            entity = timeline.entity[positions]
-            out |= _identifier(field, frame, entity, timeline.known_us[positions])
+            out |= _identifier(field, columns, entity, known_us)
         else:
-            out |= _plain(field, spec, frame, event_us)
+            out |= _plain(field, spec, columns, event_us)
     return out
 
 
@@ -118,10 +120,11 @@ def row_columns(
     fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray
 ) -> dict[str, SlotColumn]:
     """Slot columns of profile or context rows; timestamps count days up to `at_us` ([S])."""
+    columns = {c.name: c for c in frame.get_columns()}
     out: dict[str, SlotColumn] = {}
     for field, spec in fields.items():
         if spec.kind != "identifier":
-            out |= _plain(field, spec, frame, at_us)
+            out |= _plain(field, spec, columns, at_us)
     return out
 
 
@@ -135,7 +138,9 @@ def source_values(timeline: Timeline, source: int) -> dict[str, pl.Series]:
     return {k: _series(v) for k, v in source_columns(timeline, source).items()}
 
 
-def row_values(fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray) -> dict[str, pl.Series]:
+def row_values(
+    fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray
+) -> dict[str, pl.Series]:
     """`row_columns` as Series, null where missing."""
     return {k: _series(v) for k, v in row_columns(fields, frame, at_us).items()}
 
@@ -144,24 +149,29 @@ def _series(column: SlotColumn) -> pl.Series:
     return column if isinstance(column, pl.Series) else pl.Series(column, nan_to_null=True)
 
 
-def _rows(frame: pl.DataFrame, rows: np.ndarray) -> pl.DataFrame:
-    """The frame's rows; the frame itself where they are all of them in order."""
-    if len(rows) == len(frame) and np.array_equal(rows, np.arange(len(frame))):
-        return frame
-    return frame[rows]
+def _read(timeline: Timeline, source: int, rows: np.ndarray) -> dict[str, pl.Series]:
+    """The fields of a source's frame at some rows; untouched where these are all rows in order."""
+    name, frame = timeline.schema.source_names[source], timeline.frames[source]
+    if len(rows) != len(frame) or not np.array_equal(rows, np.arange(len(frame))):
+        fields = timeline.schema.sources[name].fields
+        wanted = {*fields, *(field + SHARED_SUFFIX for field in fields)}
+        frame = pl.DataFrame([c for c in frame.get_columns() if c.name in wanted])[rows]
+    return {c.name: c for c in frame.get_columns()}
 
 
 def _as(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     return column if column.dtype == dtype else column.cast(dtype)
 
 
-def _plain(field: str, spec: Field, frame: pl.DataFrame, at_us: np.ndarray) -> dict[str, SlotColumn]:
+def _plain(
+    field: str, spec: Field, columns: dict[str, pl.Series], at_us: np.ndarray
+) -> dict[str, SlotColumn]:
     name = f"{field}.days" if spec.kind == "timestamp" else field
-    if field not in frame.columns:
+    column = columns.get(field)
+    if column is None:
         if spec.kind in ("category", "boolean", "text"):
-            return {name: pl.Series([None], dtype=pl.String).new_from_index(0, len(frame))}
-        return {name: np.full(len(frame), np.nan)}
-    column = frame[field]
+            return {name: pl.Series([None], dtype=pl.String).new_from_index(0, len(at_us))}
+        return {name: np.full(len(at_us), np.nan)}
     if spec.kind in ("category", "text"):
         return {name: _as(column, pl.String())}
     if spec.kind == "boolean":
@@ -170,16 +180,19 @@ def _plain(field: str, spec: Field, frame: pl.DataFrame, at_us: np.ndarray) -> d
     if spec.kind in ("number", "money"):
         return {name: _as(column, pl.Float64()).to_numpy()}
     # Both sides as float64, exact up to the year 2255: a null elsewhere must not change the result.
-    moment = column.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy().astype(np.float64)
+    moment = _as(column, pl.Datetime("us")).cast(pl.Int64).to_numpy().astype(np.float64)
     return {name: (np.asarray(at_us).astype(np.float64) - moment) / DAY_US}
 
 
 def _identifier(
-    field: str, frame: pl.DataFrame, entity: np.ndarray, known_us: np.ndarray
+    field: str, columns: dict[str, pl.Series], entity: np.ndarray, known_us: np.ndarray
 ) -> dict[str, SlotColumn]:
     """Behaviour of an entity with an identifier, up to and without the event itself."""
-    count = len(frame)
-    code = _factorised(_as(frame[field], pl.String()))
+    count = len(entity)
+    if field not in columns:
+        unseen = ("times_seen", "days_since_seen", "shared_with")
+        return {f"{field}.{part}": np.full(count, np.nan) for part in unseen}
+    code = _factorised(_as(columns[field], pl.String()))
     group = entity * (int(code.max(initial=0)) + 2) + code + 1
     order = np.argsort(group, kind="stable")
     first = np.ones(count, dtype=bool)
@@ -193,8 +206,8 @@ def _identifier(
     gap[code < 0] = np.nan
     shared = field + SHARED_SUFFIX
     others = np.full(count, np.nan)
-    if shared in frame.columns:
-        others = _as(frame[shared], pl.Float64()).to_numpy()
+    if shared in columns:
+        others = _as(columns[shared], pl.Float64()).to_numpy()
     return {
         f"{field}.times_seen": times,
         f"{field}.days_since_seen": gap,
@@ -204,7 +217,7 @@ def _identifier(
 
 def _factorised(values: pl.Series) -> np.ndarray:
     """[n] int64: equal strings share a number, null is -1."""
-    if len(values) <= 4096:
+    if len(values) <= _SMALL:
         seen: dict[str | None, int] = {None: -1}
         return np.array([seen.setdefault(v, len(seen)) for v in values.to_list()], dtype=np.int64)
     enum = values.cast(pl.Enum(values.drop_nulls().unique()))

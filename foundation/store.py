@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import datetime as dt
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,87 +25,26 @@ from typing import Any
 
 import polars as pl
 import yaml
-from deltalake import DeltaTable
 
 from foundation import history, identifiers, lakehouse, validate
-from foundation.errors import ConfigError, DataError, SchemaError, listing, nearest
-from foundation.schema import (
-    Field,
-    ProfileTable,
-    Schema,
-    Source,
-    fingerprint,
-    load_schema,
-    schema_to_dict,
+from foundation.errors import DataError, SchemaError
+from foundation.importing import (
+    PROFILE,
+    FilesArgument,
+    ImportSummary,
+    TableSummary,
+    authorizations,
+    check_authorized,
+    declared_table,
+    import_digest,
+    summary_from,
+    table_paths,
 )
+from foundation.schema import Field, Schema, fingerprint, load_schema, schema_to_dict
 from foundation.slots import SHARED_SUFFIX
-from foundation.tables import Part, read_parts, table_files
+from foundation.tables import Part, read_parts
 
-PROFILE = "_profile"
-FilesArgument = Mapping[str, str | Path] | Sequence[str | Path] | None
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class TableSummary:
-    """What one table contributed to an import; row counts.
-
-    Attributes:
-        already: rows that stood in the store from an earlier import and were not added again.
-        quarantined: reason to number of rows.
-        ignored: undeclared columns of the file.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    read: int
-    stored: int
-    already: int
-    quarantined: dict[str, int]
-    ignored: tuple[str, ...]
-    entities: int
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What an import did.
-
-    Attributes:
-        version: the store's version after it.
-        repeated: this very import had been made before, nothing changed.
-        warnings: such as a source without an authorization.
-    """
-
-    digest: str
-    version: int
-    repeated: bool
-    tables: tuple[TableSummary, ...]
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def stored(self) -> int:
-        """Rows added, over all tables."""
-        return 0 if self.repeated else sum(table.stored for table in self.tables)
-
-    @property
-    def quarantined(self) -> int:
-        """Rows set aside, over all tables."""
-        return sum(sum(table.quarantined.values()) for table in self.tables)
-
-    def lines(self) -> list[str]:
-        """The summary in words, one line each."""
-        if self.repeated:
-            return [f"already imported as version {self.version}; nothing changed"]
-        out = [f"version {self.version}: {self.stored:,} rows added"]
-        for table in self.tables:
-            line = f"{table.name}: {table.read:,} rows read, {table.stored:,} added"
-            line += f" ({table.entities:,} entities)"
-            line += f", {table.already:,} were there already" if table.already else ""
-            out.append(line)
-            out += [f"  quarantined {n:,}: {reason}" for reason, n in table.quarantined.items()]
-            if table.ignored:
-                out.append(f"  undeclared columns ignored: {listing(table.ignored)}")
-        return out + [f"warning: {warning}" for warning in self.warnings]
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -224,6 +162,16 @@ class EventStore:
         """The profile ready for `history.latest_profile`."""
         return history.build_profile(self.profile(None, entities, until_us))
 
+    def entity_ids(self) -> pl.Series:
+        """Every entity with an event or a profile, sorted strings."""
+        columns = [
+            lakehouse.scan(self._path(name), self._pin(name)[0]).select("entity_id").unique()
+            for name in _table_names(self.schema)
+        ]
+        if not columns:
+            return pl.Series("entity_id", [], dtype=pl.String)
+        return pl.concat(columns).unique().sort("entity_id").collect()["entity_id"]
+
     def quarantine(self) -> pl.DataFrame:
         """Rows set aside so far: `import`, `source`, `file`, `row`, `reason`."""
         rows = lakehouse.scan(self.directory / "quarantine", self._pin("quarantine")[0])
@@ -263,7 +211,7 @@ def import_events(
     Args:
         files: other files than the schema names: `{source: path}`, or `source=path` items, or
             paths whose stem is a source (`profile` for the profile). Only these are imported.
-        progress: called with (what, tables done, tables in all).
+        progress: called with (tables done, tables in all, what).
         data_dir: where relative paths start; default the folder of the schema file.
         now: the moment of import, for checks of absurd times and of authorizations.
     Raises:
@@ -274,15 +222,16 @@ def import_events(
     now = now or dt.datetime.now(dt.UTC)
     schema = load_schema(schema_path)
     base = Path(data_dir) if data_dir is not None else Path(schema_path).parent
-    paths = _paths(schema, files, base)
-    warnings = _authorized(schema, paths, now.date())
+    files_base = base if data_dir is not None else Path.cwd()
+    paths = table_paths(schema, files, base, files_base)
+    warnings = check_authorized(schema, paths, now.date())
     store = EventStore.create(store_dir, schema)
     with _locked(store.directory):
         store = EventStore.open(store_dir)
-        digest = _digest(schema, paths)
+        digest = import_digest(schema, paths)
         for record in store.records:
             if record["digest"] == digest:
-                tables = tuple(_summary_from(t) for t in record["summary"])
+                tables = tuple(summary_from(t) for t in record["summary"])
                 return ImportSummary(digest, record["version"], True, tables, warnings)
         return _Import(store, digest, now, progress).run(paths, warnings)
 
@@ -302,7 +251,7 @@ class _Import:
         summaries = []
         for done, (name, path) in enumerate(paths.items()):
             if self.progress:
-                self.progress(f"importing {name.lstrip('_')}", done, len(paths))
+                self.progress(done, len(paths), name.lstrip("_"))
             summaries.append(self._table(name, path))
         self._append("quarantine", _as_rows(self.bad, self.digest))
         version = self.store.version + 1
@@ -312,13 +261,13 @@ class _Import:
             "imported_at": self.now.astimezone(dt.UTC).isoformat(),
             "schema": fingerprint(self.schema),
             "tables": self.pins,
-            "authorizations": _authorizations(self.schema, paths),
+            "authorizations": authorizations(self.schema, paths),
             "summary": [vars(summary) for summary in summaries],
         }
         target = self.store.directory / "imports" / f"{self.digest}.json"
         _write_atomically(target, json.dumps(record, indent=1))
         if self.progress:
-            self.progress("imported", len(paths), len(paths))
+            self.progress(len(paths), len(paths), "done")
         return ImportSummary(self.digest, version, False, tuple(summaries), warnings)
 
     def _table(self, name: str, path: Path) -> TableSummary:
@@ -401,99 +350,8 @@ class _Import:
         self.pins[name] = {"version": version, "rows": count + len(rows)}
 
 
-# --------------------------------------------------------------------------- what is asked for
-
-
-def _paths(schema: Schema, files: FilesArgument, base: Path) -> dict[str, Path]:
-    """Table name to the path it is imported from, in schema order."""
-    names = [*schema.source_names, *(["profile"] if schema.profile else [])]
-    if files:
-        given = _given_files(names, files)
-    else:
-        given = {name: source.path for name, source in schema.sources.items()}
-        given |= {"profile": schema.profile.path} if schema.profile else {}
-        given = {name: path for name, path in given.items() if path}
-        if not given:
-            raise SchemaError("the schema names no file; give 'path' to a source, or name files")
-    out = {
-        PROFILE if name == "profile" else name: base / given[name] for name in names if name in given
-    }
-    for name, path in out.items():
-        table_files(path, f"source '{name.lstrip('_')}'")
-    return out
-
-
-def _given_files(names: list[str], files: Mapping[str, str | Path] | Sequence[str | Path]) -> dict:
-    """Files named on the command line by table; paths count from the working directory."""
-    pairs: list[tuple[str, str]] = []
-    if isinstance(files, Mapping):
-        pairs = [(name, str(path)) for name, path in files.items()]
-    else:
-        for item in files:
-            name, sign, path = str(item).partition("=")
-            pairs.append((name, path) if sign else (Path(name).name.split(".")[0], name))
-    for name, _ in pairs:
-        if name not in names:
-            raise ConfigError(
-                f"no source is called '{name}'{nearest(name, names)}; write source=path with one "
-                f"of: {listing(names)}"
-            )
-    return {name: Path(path).absolute() for name, path in pairs}
-
-
-def _authorized(schema: Schema, paths: dict[str, Path], today: dt.date) -> tuple[str, ...]:
-    """Warnings for tables without a note of who allowed their use; refuses what ran out."""
-    warnings = []
-    for name in paths:
-        table, label = _table(schema, name), name.lstrip("_")
-        note = table.authorization
-        if note is None:
-            warnings.append(f"'{label}' has no authorization (by, use, until) in the schema")
-        elif note.until is not None and note.until < today:
-            raise SchemaError(
-                f"'{label}' may not be imported: its authorization by '{note.by}' ran out on "
-                f"{note.until}; renew it and state the new date under 'authorization: until'"
-            )
-    return tuple(warnings)
-
-
-def _authorizations(schema: Schema, paths: dict[str, Path]) -> dict[str, Any]:
-    notes = {name: _table(schema, name).authorization for name in paths}
-    return {
-        name: {"by": note.by, "use": note.use, "until": str(note.until or "")}
-        for name, note in notes.items() if note is not None
-    }
-
-
-def _digest(schema: Schema, paths: dict[str, Path]) -> str:
-    """Digest of an import: meaning of the schema, tables, bytes of their files."""
-    total = hashlib.sha256(fingerprint(schema).encode())
-    for name, path in sorted(paths.items()):
-        total.update(f"\n{name}".encode())
-        for file in table_files(path):
-            for piece in _delta_files(file) if file.is_dir() else [file]:
-                with piece.open("rb") as handle:
-                    total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()[:32]
-
-
-def _delta_files(path: Path) -> list[Path]:
-    """Data files of a Delta table's latest version."""
-    uris = DeltaTable(str(path)).file_uris()
-    return sorted(Path(uri.removeprefix("file://")) for uri in uris)
-
-
-# ------------------------------------------------------------------------------------ the store
-
-
-def _table(schema: Schema, name: str) -> Source | ProfileTable:
-    if name == PROFILE:
-        return schema.profile or ProfileTable()
-    return schema.sources[name]
-
-
 def _fields(schema: Schema, name: str) -> dict[str, Field]:
-    return dict(_table(schema, name).fields)
+    return dict(declared_table(schema, name).fields)
 
 
 def _table_names(schema: Schema) -> list[str]:
@@ -551,18 +409,12 @@ def _flat(data: Any, path: str = "") -> dict[str, Any]:
 
 def _as_rows(bad: list[pl.DataFrame], digest: str) -> pl.DataFrame:
     """Quarantined rows in the form of a store table."""
-    columns = {name: dtype for name, dtype in validate.QUARANTINE_SCHEMA.items()}
-    rows = pl.concat([pl.DataFrame(schema=columns), *bad])
+    rows = pl.concat([pl.DataFrame(schema=validate.QUARANTINE_SCHEMA), *bad])
     return rows.with_columns(
         pl.lit(digest).alias("import"),
         pl.col("source").alias("entity_id"),
         pl.lit(None, dtype=pl.Datetime("us")).alias("known_at"),
     )
-
-
-def _summary_from(data: dict[str, Any]) -> TableSummary:
-    values = data | {"files": tuple(data["files"]), "ignored": tuple(data["ignored"])}
-    return TableSummary(**values)
 
 
 def _write_atomically(path: Path, text: str) -> None:

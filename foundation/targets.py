@@ -68,34 +68,35 @@ def outcome_targets(
     entity: np.ndarray,
     cut_us: np.ndarray,
     until_us: int,
-) -> tuple[np.ndarray, np.ndarray]:
+    exposed: bool = False,
+) -> np.ndarray:
     """Whether each outcome came true after each cut.
 
     Args:
         entity: [S] int64 timeline entity, -1 for none.
         cut_us: [S] int64.
         until_us: events known at or after it do not exist.
+        exposed: ask about an event's value or lateness only where the window holds an event of
+            its source at all: whether it was late, given that there was something to be late
+            with. Otherwise no event counts as 0.
     Returns:
-        y: [S, T] float32, 1 or 0; NaN where the window has not matured (it may end up to a tenth
-            of the horizon after `until`), where an outcome against the last window finds no event
-            in it, or one against a last value finds none.
-        mature: [S, T] bool, whether the window has matured.
+        [S, T] float32, 1 or 0; NaN where the window has not matured (it may end up to a tenth of
+        the horizon after `until`), where an outcome against the last window finds no event in it,
+        or one against a last value finds none.
     """
     entity = np.asarray(entity, dtype=np.int64)
     cut_us = np.asarray(cut_us, dtype=np.int64)
     reader = _Reader(timeline, until_us)
-    y, mature = [], []
+    y = []
     for outcome in outcomes:
         for days in outcome.horizons:
             horizon = np.int64(days * DAY_US)
             ripe = cut_us + horizon <= until_us + int(SLACK * horizon)
-            value = _answer(reader, outcome, entity, cut_us, horizon)
+            value = _answer(reader, outcome, entity, cut_us, horizon, exposed)
             y.append(np.where(ripe, value, np.nan))
-            mature.append(ripe)
-    shape = (len(cut_us), 0)
     if not y:
-        return np.zeros(shape, np.float32), np.zeros(shape, bool)
-    return np.stack(y, axis=1).astype(np.float32), np.stack(mature, axis=1)
+        return np.zeros((len(cut_us), 0), np.float32)
+    return np.stack(y, axis=1).astype(np.float32)
 
 
 class _Reader:
@@ -131,7 +132,8 @@ class _Reader:
 
 
 def _answer(
-    reader: _Reader, outcome: Outcome, entity: np.ndarray, cut_us: np.ndarray, horizon: np.int64
+    reader: _Reader, outcome: Outcome, entity: np.ndarray, cut_us: np.ndarray, horizon: np.int64,
+    exposed: bool,
 ) -> np.ndarray:
     """[S] float64 of 0, 1 or NaN (undefined), whatever its maturity."""
     events = reader.events(outcome.source)
@@ -141,7 +143,8 @@ def _answer(
     if outcome.kind in ("value", "compare", "late"):
         row, _, segments = flat_rows(start, stop)
         hit = _hits(reader, outcome)[events.order[row]]
-        return (segments.sum(hit[None].astype(np.float64))[0] > 0).astype(np.float64)
+        value = (segments.sum(hit[None].astype(np.float64))[0] > 0).astype(np.float64)
+        return np.where(stop > start, value, np.nan) if exposed else value
     total = _total(reader, outcome, start, stop)
     bound = np.full(len(cut_us), outcome.bound)
     if outcome.versus == "window":
@@ -219,14 +222,15 @@ def past_cuts(
     until_us: int,
     horizons_days: tuple[int, ...],
     rng: np.random.Generator,
-    per_entity: int = 6,
-    anchored: float = 0.5,
+    per_entity: int = 12,
+    anchored: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Earlier moments at which to rehearse the forecast.
 
     Two kinds are mixed. Grid cuts stand whole calendar months before `until`, so that they see
     the same phase of billing cycles as `until` itself. Anchored cuts stand just before an event
-    of the entity became known, as decisions do that are triggered by an event.
+    of the entity became known, as decisions do that are triggered by an event. Every cut lies at
+    least the shortest horizon after the entity's first event.
 
     Args:
         horizons_days: a cut is kept when its shortest horizon has matured by `until`.
@@ -235,27 +239,19 @@ def past_cuts(
     Returns:
         entity [S] int64, cut_us [S] int64, sorted by entity and time; each cut has history.
     """
+    if not len(timeline):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     shortest = min(horizons_days) * DAY_US
     latest = until_us + int(SLACK * shortest) - shortest
-    n_anchored = round(per_entity * anchored)
-    grid = _grid_cuts(timeline, until_us, latest, per_entity - n_anchored, rng)
-    events = _anchored_cuts(timeline, latest, n_anchored, rng)
+    earliest = timeline.known_us[timeline.offsets[:-1]] + shortest
+    share = round(per_entity * anchored)
+    size = len(timeline.entity_ids)
+    moments = months_before(until_us, latest, int(earliest.min()) - 1)
+    entity, cut_us = np.repeat(np.arange(size), len(moments)), np.tile(moments, size)
+    grid = _draw(entity, cut_us, earliest, latest, per_entity - share, rng)
+    events = _draw(timeline.entity, timeline.known_us, earliest, latest, share, rng)
     pairs = np.unique(np.concatenate([grid, events], axis=1), axis=1)
     return pairs[0], pairs[1]
-
-
-def _grid_cuts(
-    timeline: Timeline, until_us: int, latest: int, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[2, S] (entity, cut) on the monthly grid, at most `count` per entity."""
-    size = len(timeline.entity_ids)
-    if not len(timeline) or count <= 0:
-        return np.zeros((2, 0), dtype=np.int64)
-    moments = months_before(until_us, latest, int(timeline.known_us.min()))
-    entity = np.repeat(np.arange(size), len(moments))
-    cut_us = np.tile(moments, size)
-    some = cut_us > timeline.known_us[timeline.offsets[:-1]][entity]
-    return _draw(entity[some], cut_us[some], size, count, rng)
 
 
 def months_before(until_us: int, latest: int, earliest: int) -> np.ndarray:
@@ -269,24 +265,15 @@ def months_before(until_us: int, latest: int, earliest: int) -> np.ndarray:
     return moments[(moments <= latest) & (moments > earliest)]
 
 
-def _anchored_cuts(
-    timeline: Timeline, latest: int, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[2, S] (entity, cut) just before an event became known, at most `count` per entity."""
-    if not len(timeline) or count <= 0:
-        return np.zeros((2, 0), dtype=np.int64)
-    entity = timeline.entity
-    first = timeline.known_us[timeline.offsets[:-1]][entity]
-    usable = (timeline.known_us <= latest) & (timeline.known_us > first)
-    return _draw(entity[usable], timeline.known_us[usable], len(timeline.entity_ids), count, rng)
-
-
 def _draw(
-    entity: np.ndarray, cut_us: np.ndarray, size: int, count: int, rng: np.random.Generator
+    entity: np.ndarray, cut_us: np.ndarray, earliest: np.ndarray, latest: int, count: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """At most `count` random pairs of each entity."""
+    """[2, S] at most `count` random pairs of each entity, earliest[entity] <= cut <= latest."""
+    usable = (cut_us >= earliest[entity]) & (cut_us <= latest)
+    entity, cut_us = entity[usable], cut_us[usable]
     order = np.lexsort((rng.random(len(entity)), entity))
     entity, cut_us = entity[order], cut_us[order]
-    starts = np.searchsorted(entity, np.arange(size))
+    starts = np.searchsorted(entity, np.arange(len(earliest)))
     keep = np.arange(len(entity)) - starts[entity] < count
-    return np.stack([entity[keep], cut_us[keep]])
+    return np.stack([entity[keep], cut_us[keep]]).astype(np.int64)

@@ -30,20 +30,14 @@ from foundation.calendar_features import (
     event_extra,
     query_extra,
 )
-from foundation.errors import ArtifactError, DataError, InternalError, listing
+from foundation.encoded import EncodedEvents, EncodedQueries, EncodedRows, SlotTable
+from foundation.errors import ArtifactError, InternalError, listing
+from foundation.fit_columns import fit_columns, require_before, schema_slots
 from foundation.history import Cut, ProfileHistory, Timeline, latest_profile
 from foundation.schema import ROLES, Schema, schema_from_dict, schema_to_dict
 from foundation.schema import fingerprint as schema_fingerprint
-from foundation.slots import (
-    Slot,
-    SlotColumn,
-    context_slots,
-    profile_slots,
-    row_columns,
-    source_columns,
-    source_slots,
-)
-from foundation.vocabulary import SLOT_KINDS, Coder, SlotCodes, fit_slot, grown, stable_hash
+from foundation.slots import Slot, SlotColumn, row_columns, source_columns, source_slots
+from foundation.vocabulary import SLOT_KINDS, SlotCodes, TableCoder, fit_slot, grown, stable_hash
 
 __all__ = [
     "EVENT_EXTRA", "QUERY_EXTRA", "EncodedEvents", "EncodedQueries", "EncodedRows", "SlotTable",
@@ -51,76 +45,6 @@ __all__ = [
 ]
 FORMAT = 1
 PROFILE, CONTEXT = "profile", "context"
-
-
-@dataclass
-class EncodedEvents:
-    """Every event of a timeline, in its order.
-
-    Attributes:
-        source: [N] int16 source index of the tokenizer.
-        code: [N, K] int32 global code, 0 where the source has no such slot.
-        value: [N, K] float32 quantile position of numbers, 0 for categories and missing.
-        extra: [N, X] float32 columns `EVENT_EXTRA`.
-        days: [N] float32 days since the entity's first event.
-    """
-
-    source: np.ndarray
-    code: np.ndarray
-    value: np.ndarray
-    extra: np.ndarray
-    days: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-@dataclass
-class EncodedRows:
-    """Profile and context of S samples: code [S, P] int32 and value [S, P] float32."""
-
-    code: np.ndarray
-    value: np.ndarray
-
-
-@dataclass
-class EncodedQueries:
-    """What a query token carries.
-
-    Attributes:
-        days: [S] float32 from the entity's first event to as_of, 0 without events.
-        extra: [S, Y] float32 columns `QUERY_EXTRA`.
-        code, value: [S, P] int32 and float32, profile then context.
-    """
-
-    days: np.ndarray
-    extra: np.ndarray
-    code: np.ndarray
-    value: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.days)
-
-
-@dataclass(frozen=True)
-class SlotTable:
-    """What a model needs to know of each slot, whatever the schema.
-
-    Attributes:
-        owner: [G] source name, `profile` or `context`; name: [G] slot name.
-        source: [G] int64 source index; -1 profile, -2 context.
-        column: [G] int64 column of the slot in `code` of its source or of the queries.
-        kind: [G] int64 index into `vocabulary.SLOT_KINDS`; role: [G] int64 into `schema.ROLES`.
-        name_hash: [G, 2] int64, non-negative; take it modulo a table's rows.
-    """
-
-    owner: tuple[str, ...]
-    name: tuple[str, ...]
-    source: np.ndarray
-    column: np.ndarray
-    kind: np.ndarray
-    role: np.ndarray
-    name_hash: np.ndarray
 
 
 class _TokenizerFile(strict.Strict):
@@ -174,9 +98,9 @@ class Tokenizer:
         Raises:
             DataError: an event, profile row or context row is not older than `until_us`.
         """
-        _require_before(until_us, timeline, profile, context)
+        require_before(until_us, timeline, profile, context)
         empty = cls(_bare(schema), schema.source_names, ())
-        data = _columns(schema, timeline, profile, context, until_us)
+        data = fit_columns(schema, timeline, profile, context, until_us)
         return empty._with(schema, data, max_values, min_count, n_bins)
 
     def extend(
@@ -200,8 +124,8 @@ class Tokenizer:
             ArtifactError: a field changed its kind.
             DataError: as for `fit`.
         """
-        _require_before(until_us, timeline, profile, context)
-        data = _columns(schema, timeline, profile, context, until_us)
+        require_before(until_us, timeline, profile, context)
+        data = fit_columns(schema, timeline, profile, context, until_us)
         return self._with(schema, data, max_values, min_count, n_bins)
 
     def _with(
@@ -263,6 +187,9 @@ class Tokenizer:
         missing = set(found.schema.sources) - set(found.sources)
         if missing:
             raise ArtifactError(f"{where}: damaged: sources {listing(missing)} have no index")
+        unlearned = {s.key for s in schema_slots(found.schema)} - {s.key for s in file.slots}
+        if unlearned:
+            raise ArtifactError(f"{where}: damaged: no codes for {listing(sorted(unlearned))}")
         return found
 
     @cached_property
@@ -280,12 +207,12 @@ class Tokenizer:
     @cached_property
     def width(self) -> int:
         """K: most slots of any source."""
-        return max((len(c) for c in self._coders.values()), default=0)
+        return max((len(c.slots) for c in self._coders.values()), default=0)
 
     @cached_property
     def row_width(self) -> int:
         """P: number of profile and context slots."""
-        return len(self._row_coders)
+        return len(self._row_coder.slots)
 
     @cached_property
     def code_slot(self) -> np.ndarray:
@@ -318,8 +245,8 @@ class Tokenizer:
         places = {PROFILE: -1, CONTEXT: -2} | {n: i for i, n in enumerate(self.sources)}
         columns = {
             c.key: k
-            for coders in (*self._coders.values(), self._row_coders)
-            for k, c in enumerate(coders)
+            for coder in (*self._coders.values(), self._row_coder)
+            for k, c in enumerate(coder.slots)
         }
         return SlotTable(
             owner=tuple(s.owner for s in self.slots),
@@ -352,10 +279,11 @@ class Tokenizer:
         code = np.zeros((len(timeline), self.width), dtype=np.int32)
         value = np.zeros((len(timeline), self.width), dtype=np.float32)
         for source, name in enumerate(names):
-            rows = timeline.positions(source) if len(names) > 1 else np.arange(len(timeline))
+            rows = timeline.positions(source)
             if len(rows):
+                where = slice(None) if len(rows) == len(timeline) else rows
                 columns = source_columns(timeline, source)
-                _fill(code, value, rows, self._coders[name], columns)
+                self._coders[name].encode_into(code, value, where, columns, len(rows))
         zones = tuple(timeline.schema.zone(n) for n in names)
         return EncodedEvents(
             source=index[timeline.source] if len(names) else timeline.source,
@@ -391,7 +319,7 @@ class Tokenizer:
                 raise InternalError(f"{owner} has {len(frame)} rows for {count} samples")
             found = row_columns(fields, frame, as_of_us)
             columns |= {f"{owner}.{name}": column for name, column in found.items()}
-        _fill(code, value, np.arange(count), self._row_coders, columns, by_key=True)
+        self._row_coder.encode_into(code, value, slice(None), columns, count)
         return EncodedRows(code, value)
 
     def encode_query(
@@ -426,15 +354,14 @@ class Tokenizer:
         return EncodedQueries(days, extra, tokens.code, tokens.value)
 
     @cached_property
-    def _coders(self) -> dict[str, tuple[Coder, ...]]:
-        """Per source its coders in column order."""
-        return {
-            name: tuple(Coder(s) for s in self.slots if s.owner == name) for name in self.sources
-        }
+    def _coders(self) -> dict[str, TableCoder]:
+        """Per source what encodes its events."""
+        return {n: TableCoder([s for s in self.slots if s.owner == n]) for n in self.sources}
 
     @cached_property
-    def _row_coders(self) -> tuple[Coder, ...]:
-        return tuple(Coder(s) for s in self.slots if s.owner in (PROFILE, CONTEXT))
+    def _row_coder(self) -> TableCoder:
+        slots = [s for s in self.slots if s.owner in (PROFILE, CONTEXT)]
+        return TableCoder(slots, by_key=True)
 
     def _accept(self, schema: Schema) -> None:
         """Refuse a schema whose events this tokenizer would misread; remembers the ones it took."""
@@ -460,72 +387,6 @@ class Tokenizer:
                 _require_kind(given[key], known[key])
         del self._accepted[:-7]
         self._accepted.append(schema)
-
-
-def _fill(
-    code: np.ndarray, value: np.ndarray, rows: np.ndarray, coders: tuple[Coder, ...],
-    columns: dict[str, SlotColumn], by_key: bool = False,
-) -> None:
-    """Write the slots of one source into `code` and `value`; absent columns encode as missing."""
-    whole = len(rows) == len(code)
-    block_code = code if whole else np.zeros((len(rows), code.shape[1]), dtype=code.dtype)
-    block_value = value if whole else np.zeros((len(rows), value.shape[1]), dtype=value.dtype)
-    for k, coder in enumerate(coders):
-        column = columns.get(coder.key if by_key else coder.name)
-        if column is None:
-            block_code[:, k] = coder.ids[0]
-            continue
-        found, position = coder.encode(column)
-        block_code[:, k] = found
-        if position is not None:
-            block_value[:, k] = position
-    if not whole:
-        code[rows], value[rows] = block_code, block_value
-
-
-def _columns(
-    schema: Schema, timeline: Timeline, profile: ProfileHistory | None,
-    context: pl.DataFrame | None, until_us: int | None,
-) -> list[tuple[Slot, SlotColumn]]:
-    """Every slot of a schema with the values to learn from, in order of global ids."""
-    out: list[tuple[Slot, SlotColumn]] = []
-    for source, name in enumerate(schema.source_names):
-        values = source_columns(timeline, source)
-        out += [(slot, values[slot.name]) for slot in source_slots(schema, name)]
-    moment = until_us
-    if moment is None:
-        moment = int(timeline.known_us.max()) if len(timeline) else 0
-    for slots, fields, frame in (
-        (profile_slots(schema), schema.profile_fields, profile.frame if profile else None),
-        (context_slots(schema), schema.context, context),
-    ):
-        frame = pl.DataFrame() if frame is None else frame
-        at_us = np.full(len(frame), moment, dtype=np.int64)
-        if "as_of" in frame.columns and "as_of" not in fields:
-            at_us = frame["as_of"].cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
-        values = row_columns(fields, frame, at_us)
-        out += [(slot, values[slot.name]) for slot in slots]
-    return out
-
-
-def _require_before(
-    until_us: int | None, timeline: Timeline, profile: ProfileHistory | None,
-    context: pl.DataFrame | None,
-) -> None:
-    if until_us is None:
-        return
-    known = {"events": timeline.known_us}
-    if profile is not None:
-        known["profile rows"] = profile.known_us
-    if context is not None and "as_of" in context.columns:
-        known["context rows"] = context["as_of"].cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
-    for what, moments in known.items():
-        late = int(np.count_nonzero(moments >= until_us))
-        if late:
-            raise DataError(
-                f"{late} of {len(moments)} {what} became known at or after the moment the "
-                "tokenizer is fitted for; cut them before fitting"
-            )
 
 
 def _require_kind(slot: Slot, old: SlotCodes) -> None:

@@ -298,5 +298,6 @@ def train(
 def _expected_warnings() -> None:
     """Notices of Lightning about what is on purpose here: no workers, steps as data."""
     for text in (".*num_workers.*", ".*IterableDataset.*", ".*does not have many workers.*",
-                 ".*`__len__`.*", ".*Checkpoint directory.*", ".*logger.*", ".*mid-epoch.*"):
+                 ".*`__len__`.*", ".*Checkpoint directory.*", ".*logger.*", ".*mid-epoch.*",
+                 ".*LeafSpec.*", ".*srun.*", ".*GPU available.*"):
         warnings.filterwarnings("ignore", message=text)

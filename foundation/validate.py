@@ -124,8 +124,8 @@ def _check_part(
     for name, field in fields.items():
         column = raw[columns[name]]
         _refuse_nested(owner, part, columns[name], column)
-        out[name], fault, reason = _field(column, field, zone, f"{at} '{columns[name]}'")
-        faults.append((fault, f"'{columns[name]}' {reason}"))
+        out[name], fault, wrong = _field(column, field, zone, f"{at} '{columns[name]}'")
+        faults.append((fault, f"'{columns[name]}' {wrong}"))
     reason = pl.coalesce(
         [pl.when(fault).then(pl.lit(text)) for fault, text in faults]
         + [pl.lit(None, dtype=pl.String)]

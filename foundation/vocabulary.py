@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, cast
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from foundation import strict
 from foundation.errors import ArtifactError
@@ -31,13 +34,17 @@ ZERO = 1
 FIRST_VALUE = 2
 TEXT_BUCKETS = 256
 TAIL = 0.05
-SLOT_KINDS = ("category", "number", "text")
+SlotKind = Literal["category", "number", "text"]
+SLOT_KINDS: tuple[SlotKind, ...] = ("category", "number", "text")
 # Positions of bins are told apart to this fraction when they are hashed; more than 2 * n_bins.
 _HASH_STEPS = 128
 # Numbers beyond this magnitude count as this magnitude, so that differences stay finite.
 _HUGE = 1e200
 # Up to this many values a dictionary beats the cast to an Enum, whose fixed cost is 100 us.
 _SMALL = 4096
+# Rows encoded at a time, so that the columns of a block stay in the processor's cache.
+_BLOCK = 8192
+_BLOCKS_WORTH_THREADS = 8
 
 
 class SlotCodes(strict.Strict):
@@ -54,7 +61,7 @@ class SlotCodes(strict.Strict):
     owner: str
     name: str
     field: str
-    kind: Literal["category", "number", "text"]
+    kind: SlotKind
     role: str
     title: str
     blocks: tuple[tuple[int, int], ...]
@@ -122,27 +129,21 @@ def fit_slot(
         max_values, min_count: of a category, how many values at most and seen how often at least.
         n_bins: of a number.
     """
-    learned: dict[str, object] = {}
+    found = SlotCodes(
+        owner=slot.owner, name=slot.name, field=slot.field, kind=cast(SlotKind, slot.kind),
+        role=slot.role, title=slot.title, blocks=(),
+    )
     if slot.kind == "category":
-        learned = {"values": frequent_values(column, max_values, min_count)}
+        found = replace(found, values=frequent_values(column, max_values, min_count))
     elif slot.kind == "number":
         edges, levels, bins = quantiles(np.asarray(column, dtype=np.float64), n_bins)
-        learned = {"edges": edges, "levels": levels, "bins": bins}
-    found = SlotCodes(
-        owner=slot.owner, name=slot.name, field=slot.field, kind=slot.kind, role=slot.role,
-        title=slot.title, blocks=((first, 0),), **learned,
-    )
-    return with_blocks(found, ((first, found.size),))
+        found = replace(found, edges=edges, levels=levels, bins=bins)
+    return replace(found, blocks=((first, found.size),))
 
 
-def with_blocks(codes: SlotCodes, blocks: tuple[tuple[int, int], ...]) -> SlotCodes:
-    """The same slot at other global ids."""
-    fields = {f: getattr(codes, f) for f in codes.__struct_fields__} | {"blocks": blocks}
-    return SlotCodes(**fields)
-
-
-def grown(codes: SlotCodes, column: SlotColumn, first: int, max_values: int, min_count: int
-          ) -> SlotCodes:
+def grown(
+    codes: SlotCodes, column: SlotColumn, first: int, max_values: int, min_count: int
+) -> SlotCodes:
     """A category with further values appended at global ids from `first`; other slots unchanged.
 
     Bins stay: a number keeps its code and its position for ever.
@@ -154,9 +155,7 @@ def grown(codes: SlotCodes, column: SlotColumn, first: int, max_values: int, min
     new = tuple(v for v in found if v not in known)[: max(0, max_values - len(known))]
     if not new:
         return codes
-    fields = {f: getattr(codes, f) for f in codes.__struct_fields__}
-    fields |= {"values": codes.values + new, "blocks": (*codes.blocks, (first, len(new)))}
-    return SlotCodes(**fields)
+    return replace(codes, values=codes.values + new, blocks=(*codes.blocks, (first, len(new))))
 
 
 def frequent_values(column: SlotColumn, max_values: int, min_count: int) -> tuple[str, ...]:
@@ -191,87 +190,173 @@ def quantiles(
     return tuple(edges.tolist()), tuple(middle.tolist()), bins
 
 
-class Coder:
-    """Encodes one slot; tables are built once, a call only looks up."""
+class _Lookup(dict[str | None, int]):
+    """Value to global id; whatever it does not hold is unknown."""
+
+    unknown = 0
+
+    def __missing__(self, key: str | None) -> int:
+        return self.unknown
+
+
+class CategoryCoder:
+    """Looks up the values of one category or text slot."""
 
     def __init__(self, codes: SlotCodes) -> None:
         self.codes = codes
-        self.key = codes.key
-        self.name = codes.name
-        self.kind = codes.kind
         self.ids = codes.ids()
         if codes.kind == "category":
-            self._values = {None: self.ids[MISSING]}
-            self._values |= {v: self.ids[i + FIRST_VALUE] for i, v in enumerate(codes.values)}
+            ids = self.ids.tolist()
+            self._lookup = _Lookup(zip(codes.values, ids[FIRST_VALUE:], strict=True))
+            self._lookup[None] = ids[MISSING]
+            self._lookup.unknown = ids[UNKNOWN]
             self._enum = pl.Enum(codes.values)
             self._by_rank = np.append(self.ids[FIRST_VALUE:], self.ids[UNKNOWN])
-        elif codes.kind == "number":
-            self._number_tables()
 
-    def encode(self, column: SlotColumn) -> tuple[np.ndarray, np.ndarray | None]:
-        """Global codes and positions.
-
-        Args:
-            column: [n] String Series or float64 array.
-        Returns:
-            code: [n] int32; value: [n] float32 for numbers, else None (zero).
-        """
-        if self.kind == "number":
-            return self._encode_numbers(np.asarray(column, dtype=np.float64))
-        assert isinstance(column, pl.Series)
-        if self.kind == "text":
-            return self.ids[text_buckets(column)], None
-        return self._encode_categories(column), None
-
-    def _encode_categories(self, column: pl.Series) -> np.ndarray:
+    def encode(self, column: pl.Series) -> np.ndarray:
+        """[n] int32 global codes of a String Series."""
+        if self.codes.kind == "text":
+            return self.ids[text_buckets(column)]
         if len(column) <= _SMALL:
-            get, unknown = self._values.get, self.ids[UNKNOWN]
-            return np.array([get(v, unknown) for v in column.to_list()], dtype=np.int32)
+            found = map(self._lookup.__getitem__, column.to_list())
+            return np.fromiter(found, dtype=np.int32, count=len(column))
         rank = column.cast(self._enum, strict=False).to_physical().cast(pl.UInt32)
         code = self._by_rank[rank.fill_null(len(self.codes.values)).to_numpy()]
         if column.null_count():
             code[column.is_null().to_numpy()] = self.ids[MISSING]
         return code
 
-    def _number_tables(self) -> None:
-        edges, levels = np.array(self.codes.edges), np.array(self.codes.levels)
-        self._edges = edges
-        if len(edges) == 0:
-            edges, levels = np.zeros(1), np.full(1, 0.5)
-        run, rise = np.diff(edges), np.diff(levels)
-        slope = np.divide(rise, run, out=np.zeros_like(rise), where=run > 1e-300)
-        # Row j serves values with j edges at or below them; the outer rows are the flat tails.
-        self._from = np.concatenate([edges[:1], edges])
-        self._base = np.concatenate([levels[:1], levels])
-        self._slope = np.concatenate([[0.0], slope, [0.0]])
-        bins = np.clip(np.arange(len(edges) + 1) - 1, 0, self.codes.bins - 1)
-        self._bin_ids = self.ids[FIRST_VALUE + bins]
-        self._span = float(edges[-1] - edges[0]) or abs(float(edges[0])) or 1.0
 
-    def _encode_numbers(self, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        number = np.clip(column, -_HUGE, _HUGE)
-        edges = self._edges
-        below = np.searchsorted(edges, number, side="right")
-        code = self._bin_ids[below]
-        position = number - self._from[below]
-        position *= self._slope[below]
-        position += self._base[below]
-        if len(edges):
-            low, high = number < edges[0], number > edges[-1]
-            if low.any():
-                position[low] -= self._tail(edges[0] - number[low])
-            if high.any():
-                position[high] += self._tail(number[high] - edges[-1])
-        code[number == 0] = self.ids[ZERO]
-        missing = np.isnan(number)
-        if missing.any():
-            code[missing] = self.ids[MISSING]
-            position[missing] = 0.0
-        return code, position.astype(np.float32)
+class NumberCoder:
+    """Bins and positions of several number slots at once.
 
-    def _tail(self, beyond: np.ndarray) -> np.ndarray:
-        """Saturating at TAIL, half of it one fitted range away."""
-        return TAIL * (beyond / (beyond + self._span))
+    The tables of all slots stand end to end: row j of a slot serves values with j edges at or below
+    them, the outer rows are the flat tails. Shapes: R number slots, n values of each.
+    """
+
+    def __init__(self, slots: Sequence[SlotCodes]) -> None:
+        self.count = len(slots)
+        self._edges = [np.array(s.edges, dtype=np.float64) for s in slots]
+        tables = [_number_table(s) for s in slots]
+        sizes = [len(t[0]) for t in tables]
+        self._offset = (np.cumsum([0, *sizes])[:-1]).reshape(-1, 1)
+        self._from, self._base, self._slope, self._bin = (
+            np.concatenate([t[part] for t in tables]) if tables else np.empty(0)
+            for part in range(4)
+        )
+        self._missing, self._zero = (
+            np.array([s.ids()[local] for s in slots], dtype=np.int32).reshape(-1, 1)
+            for local in (MISSING, ZERO)
+        )
+        ends = [(e[0], e[-1]) if len(e) else (-np.inf, np.inf) for e in self._edges]
+        self._low, self._high = np.array(ends, dtype=np.float64).reshape(-1, 2).T[:, :, None]
+        span = [float(b - a) or abs(float(a)) for a, b in ends]
+        self._span = np.array(span, dtype=np.float64).reshape(-1, 1)
+
+    def encode(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Global codes and positions.
+
+        Args:
+            numbers: [R, n] float64, NaN where missing.
+
+        Returns:
+            code: [R, n] int32; position: [R, n] float64, 0 where missing.
+        """
+        numbers = np.clip(numbers, -_HUGE, _HUGE)
+        row = np.empty(numbers.shape, dtype=np.intp)
+        for slot, edges in enumerate(self._edges):
+            row[slot] = edges.searchsorted(numbers[slot], side="right")
+        row += self._offset
+        code = self._bin.take(row)
+        position = numbers - self._from.take(row)
+        position *= self._slope.take(row)
+        position += self._base.take(row)
+        for outside, end, sign in (
+            (numbers < self._low, self._low, -1.0), (numbers > self._high, self._high, 1.0)
+        ):
+            if outside.any():
+                owner = np.nonzero(outside)[0]
+                beyond = np.abs(numbers[outside] - end[owner, 0])
+                position[outside] += sign * TAIL * (beyond / (beyond + self._span[owner, 0]))
+        np.copyto(code, self._zero, where=numbers == 0)
+        missing = np.isnan(numbers)
+        np.copyto(code, self._missing, where=missing)
+        np.copyto(position, 0.0, where=missing)
+        return code, position
+
+
+def _number_table(codes: SlotCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Start, level, slope and global id, each [m + 1], of one number slot."""
+    edges = np.array(codes.edges or (0.0,))
+    levels = np.array(codes.levels or (0.5,))
+    run, rise = np.diff(edges), np.diff(levels)
+    slope = np.divide(rise, run, out=np.zeros_like(rise), where=run > 1e-300)
+    bins = np.clip(np.arange(len(edges) + 1) - 1, 0, codes.bins - 1)
+    return (
+        np.concatenate([edges[:1], edges]),
+        np.concatenate([levels[:1], levels]),
+        np.concatenate([[0.0], slope, [0.0]]),
+        codes.ids()[FIRST_VALUE + bins],
+    )
+
+
+class TableCoder:
+    """Encodes all slots of one source, or of profile and context, slot k into column k.
+
+    Args:
+        slots: in column order.
+        by_key: look columns up by `owner.name` rather than by name.
+    """
+
+    def __init__(self, slots: Sequence[SlotCodes], by_key: bool = False) -> None:
+        self.slots = tuple(slots)
+        self._names = [s.key if by_key else s.name for s in slots]
+        self._missing = [int(s.ids()[MISSING]) for s in slots]
+        self._number_at = [k for k, s in enumerate(slots) if s.kind == "number"]
+        self._numbers = NumberCoder([slots[k] for k in self._number_at])
+        self._categories = {
+            k: CategoryCoder(s) for k, s in enumerate(slots) if s.kind != "number"
+        }
+
+    def encode_into(
+        self, code: np.ndarray, value: np.ndarray, rows: np.ndarray | slice,
+        columns: Mapping[str, SlotColumn], count: int,
+    ) -> None:
+        """Write into some rows of code [N, K] and value [N, K]; absent columns become missing.
+
+        Args:
+            rows: the `count` rows that belong to this table.
+        """
+        words = {}
+        for k, coder in self._categories.items():
+            column = columns.get(self._names[k])
+            words[k] = coder.encode(column) if isinstance(column, pl.Series) else self._missing[k]
+        numbers = [columns.get(self._names[k]) for k in self._number_at]
+
+        def encode_block(start: int) -> None:
+            stop = min(start + _BLOCK, count)
+            block = np.empty((len(self.slots), stop - start), dtype=np.int32)
+            places = np.zeros((len(self.slots), stop - start), dtype=np.float32)
+            for k, found in words.items():
+                block[k] = found if isinstance(found, int) else found[start:stop]
+            if numbers:
+                given = np.full((len(numbers), stop - start), np.nan)
+                for slot, column in enumerate(numbers):
+                    if column is not None:
+                        given[slot] = column[start:stop]
+                block[self._number_at], places[self._number_at] = self._numbers.encode(given)
+            target = slice(start, stop) if isinstance(rows, slice) else rows[start:stop]
+            code[target, : len(self.slots)] = block.T
+            value[target, : len(self.slots)] = places.T
+
+        starts = range(0, count, _BLOCK)
+        if len(starts) < _BLOCKS_WORTH_THREADS:
+            for start in starts:
+                encode_block(start)
+        else:
+            # numpy lets go of the interpreter lock; as many threads as polars was given.
+            with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+                list(pool.map(encode_block, starts))
 
 
 def text_buckets(column: pl.Series) -> np.ndarray:

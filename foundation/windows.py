@@ -13,15 +13,18 @@ Shapes: N events, E entities, R cuts per entity, Q queries, T targets, A activit
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foundation.history import DAY_US, Timeline, first_not_before
+from foundation.batching import gather_histories
+from foundation.history import DAY_US, Cut, Timeline, first_not_before
+from foundation.targets import SLACK, months_before
 
-EPOCH = dt.datetime(1970, 1, 1)
-MONTHS_BACK = 24
+if TYPE_CHECKING:
+    from foundation.tokenizer import EncodedEvents, EncodedQueries
+
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,6 @@ class Plan:
     fresh: np.ndarray
 
 
-def month_grid(until_us: int, months: int = MONTHS_BACK) -> np.ndarray:
-    """[months + 1] int64: `until` and the same day and time one, two, ... calendar months before.
-
-    A day that a month lacks becomes its last day.
-    """
-    until = EPOCH + dt.timedelta(microseconds=int(until_us))
-    out = []
-    for back in range(months + 1):
-        year, month = divmod(until.year * 12 + until.month - 1 - back, 12)
-        following = dt.datetime(year + (month == 11), (month + 1) % 12 + 1, 1)
-        last_day = (following - dt.timedelta(days=1)).day
-        moment = until.replace(year=year, month=month + 1, day=min(until.day, last_day))
-        out.append((moment - EPOCH) // dt.timedelta(microseconds=1))
-    return np.array(out, dtype=np.int64)
-
-
 def draw_cuts(
     timeline: Timeline, until_us: int, per_entity: int, seed: int, shortest_us: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -97,13 +84,14 @@ def draw_cuts(
     end = timeline.offsets[entities + 1]
     ceiling = np.maximum(until_us - shortest_us, first + 1)
     shape = (len(entities), per_entity)
-    anywhere = first[:, None] + 1 + (rng.random(shape) * (ceiling - first)[:, None]).astype(np.int64)
+    wait = (rng.random(shape) * (ceiling - first)[:, None]).astype(np.int64)
+    anywhere = first[:, None] + 1 + wait
     start = timeline.offsets[entities]
     early = np.maximum(first_not_before(timeline.known_us, start, end, ceiling) - start, 1)
     events = start[:, None] + (rng.random(shape) * early[:, None]).astype(np.int64)
     beside = timeline.known_us[events] + rng.integers(0, 2, shape)
-    grid = month_grid(until_us)
-    grid = np.append(grid[grid <= until_us - shortest_us], until_us)
+    grid = months_before(until_us, until_us - shortest_us, int(first.min()))[::-1]
+    grid = np.append(grid, until_us - shortest_us)
     reachable = np.maximum((grid[None, :-1] > first[:, None]).sum(1), 1)
     months = grid[(rng.random(shape) * reachable[:, None]).astype(np.int64)]
     kind = np.arange(per_entity) % 3
@@ -122,7 +110,7 @@ def activity_counts(
 ) -> np.ndarray:
     """[S, A, sources] float32: events that become known in [cut, cut + horizon).
 
-    NaN where cut + horizon > until.
+    NaN where the window has not matured, by the rule of foundation.targets.
     """
     sources = len(timeline.schema.source_names)
     out = np.full((len(entity), len(horizons_days), sources), np.nan, dtype=np.float32)
@@ -136,8 +124,9 @@ def activity_counts(
         before = first_not_before(known, start, end, cut_us)
         for a, days in enumerate(horizons_days):
             closes = cut_us + days * DAY_US
+            slack = int(SLACK * days * DAY_US)
             after = first_not_before(known, start, end, closes)
-            out[:, a, source] = np.where(closes <= until_us, after - before, np.nan)
+            out[:, a, source] = np.where(closes <= until_us + slack, after - before, np.nan)
     return out
 
 
@@ -214,3 +203,38 @@ class WindowSampler:
             good = np.concatenate([good, np.zeros((len(cuts), missing), bool)], axis=1)
         cuts = np.where(good, cuts, np.where(good[:, :1], cuts[:, :1], anchor[:, None]))
         return cuts, good
+
+
+class WindowBatches:
+    """Numpy arrays of planned windows: the backbone's inputs, lengths and targets."""
+
+    def __init__(
+        self, encoded: EncodedEvents, queries: EncodedQueries, pool: CutPool
+    ) -> None:
+        """`queries` are the pool's cuts encoded, row by row."""
+        self.encoded, self.queries, self.pool = encoded, queries, pool
+
+    def arrays(self, plan: Plan) -> dict[str, np.ndarray]:
+        """Inputs by name, `length` [B], `outcomes` [B, Q, T] and `activity` [B, Q, A, sources].
+
+        Targets of a repeated cut are NaN, so that it does not count twice.
+        """
+        longest = int((plan.stop - plan.start).max(initial=1))
+        histories = gather_histories(self.encoded, plan.start, plan.stop, longest)
+        names = ("source", "code", "value", "extra", "days", "length")
+        out = {name: getattr(histories, name) for name in names}
+        cuts = plan.cuts
+        out["query_days"] = self.queries.days[cuts]
+        out["query_extra"] = self.queries.extra[cuts]
+        out["query_code"] = self.queries.code[cuts].astype(np.int64)
+        out["query_value"] = self.queries.value[cuts]
+        out["query_position"] = self.pool.position[cuts] - plan.start[:, None]
+        out["outcomes"] = np.where(plan.fresh[..., None], self.pool.outcomes[cuts], np.nan)
+        fresh = plan.fresh[..., None, None]
+        out["activity"] = np.where(fresh, self.pool.activity[cuts], np.nan)
+        return out
+
+
+def pool_cut(timeline: Timeline, pool: CutPool) -> Cut:
+    """The pool as a cut of the timeline, for the tokenizer's queries."""
+    return Cut(pool.entity, timeline.offsets[pool.entity], pool.position, pool.cut_us)

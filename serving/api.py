@@ -11,7 +11,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +40,10 @@ from serving.messages import (
     ReasonAnswer,
     ScoreAnswer,
     TableShape,
+    refusal,
 )
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.openapi import OPERATIONS, Operation, document
-from serving.requests import refusal
 from serving.scorer import Loaded, Scorer
 from serving.settings import Settings
 
@@ -92,10 +91,8 @@ class Application:
         self._argon2 = asyncio.Semaphore(1)
         routes = []
         for operation in OPERATIONS:
-            handler: Callable[[Request], Awaitable[Response]] = getattr(self, f"_do_{operation.name}")
-            route = Route(operation.path, handler, methods=[operation.method])
-            routes.append(route)
-        self._operations = {(o.method, o.path): o for o in OPERATIONS}
+            handler = getattr(self, f"_do_{operation.name}")
+            routes.append(Route(operation.path, handler, methods=[operation.method]))
         self._open = {o.path for o in OPERATIONS if not o.scope}
         self._router = Router(routes, redirect_slashes=False, default=_not_found)
 
@@ -104,7 +101,7 @@ class Application:
         if scope["type"] != "http":
             return
         begin = time.perf_counter()
-        headers = {name: value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         call = _Call(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope = {**scope, "app": self, "riskfm": call}
@@ -145,7 +142,8 @@ class Application:
             text = token.strip() if scheme.lower() == "bearer" else ""
         challenge = {"WWW-Authenticate": 'Bearer realm="riskfm"'}
         if not text:
-            raise ApiError(401, "an API key is required: Authorization: Bearer rfm_…", "", challenge)
+            message = "an API key is required: Authorization: Bearer rfm_<id>_<secret>"
+            raise ApiError(401, message, "", challenge)
         try:
             known = keys.remembered(text)
             if known is not None:

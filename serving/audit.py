@@ -130,7 +130,9 @@ class DecisionLog:
                 line = {"seq": seq} | record | {"previous": head}
                 head = _digest(line)
                 lines.append(_text({**line, "hash": head}))
-            self._handle.write("".join(lines).encode())
+            data = "".join(lines).encode()
+            if self._handle.write(data) != len(data):
+                raise OSError("short write")
             os.fsync(self._handle.fileno())
             self._seq, self.head = seq, head
             self._size = os.fstat(self._handle.fileno()).st_size

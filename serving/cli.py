@@ -177,24 +177,22 @@ def tokenizer_fit(
 @click.option("--store", type=DIR, required=True)
 @click.option("-o", "--output", type=DIR, required=True, help="The backbone directory to make.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run at its last checkpoint.")
-@click.option("--steps", type=int, help="Overrides the configuration's number of steps.")
+@click.option("--epochs", type=float, help="Overrides the configuration's passes over the data.")
 @_population
 @_quiet
 def pretrain(
-    config: Path, store: Path, output: Path, resume: bool, steps: int | None, until: str | None,
+    config: Path, store: Path, output: Path, resume: bool, epochs: float | None, until: str | None,
     entities: Path | None, exclude_entities: Path | None, quiet: bool,
 ) -> None:
     """Pretrain a backbone on unlabelled histories."""
-    from foundation.pretraining import load_pretrain_config, run_pretraining
+    from serving.pretrain_command import run_pretraining
 
-    settings = load_pretrain_config(config, steps=steps)
-    reporter = Reporter(quiet)
-    with reporter.bar("pretrain") as bar:
-        run = run_pretraining(
-            settings, store, output, until=until, entities=entities,
-            exclude_entities=exclude_entities, resume=resume, progress=bar, say=reporter.say,
-        )
-    click.echo(f"wrote {output}: {run.summary()}")
+    run = run_pretraining(
+        config, store, output, until=until, entities=entities,
+        exclude_entities=exclude_entities, resume=resume, epochs=epochs,
+        reporter=Reporter(quiet),
+    )
+    click.echo(f"wrote {output}: {run}")
 
 
 @cli.command()
@@ -243,7 +241,7 @@ def adapt(
         allow_leak=allow_leak,
     )
     result = run_adaptation(backbone, store, samples, output, settings, test_path, reporter)
-    click.echo(result.table())
+    click.echo("\n".join(result.lines()))
     click.echo(f"package {output / 'package'} ({result.package_id})")
     click.echo(f"report  {output / 'report.html'}")
 

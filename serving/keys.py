@@ -49,6 +49,11 @@ class KeyRecord(strict.Strict):
     created_at: str
     revoked_at: str | None = None
 
+    @property
+    def revoked(self) -> bool:
+        """Whether the key is refused for good."""
+        return self.revoked_at is not None
+
 
 class _KeyFile(strict.Strict):
     version: int = 1
@@ -92,7 +97,7 @@ def revoke_key(path: str | Path, key_id: str) -> KeyRecord:
             raise ConfigError(f"{path}: no key '{key_id}'{nearest(key_id, ids)}")
         place = ids.index(key_id)
         record = stored[place]
-        if record.revoked_at is None:
+        if not record.revoked:
             record = msgspec.structs.replace(record, revoked_at=_now())
             _write(path, (*stored[:place], record, *stored[place + 1 :]))
     return record
@@ -121,7 +126,7 @@ class KeyRing:
         self._refresh()
 
     def __len__(self) -> int:
-        return sum(record.revoked_at is None for record in self._records.values())
+        return sum(not record.revoked for record in self._records.values())
 
     def remembered(self, text: str) -> KeyRecord | None:
         """The record of a key verified a short while ago, without argon2; None if unknown.
@@ -148,10 +153,11 @@ class KeyRing:
             return known
         record, secret = self._find(text)
         with self._lock:
-            try:
-                valid = _HASHER.verify(record.hash, secret)
-            except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-                valid = False
+            valid = False
+            with contextlib.suppress(
+                argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError
+            ):
+                valid = bool(_HASHER.verify(record.hash, secret))
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
             until = time.monotonic() + self._remember
@@ -164,7 +170,7 @@ class KeyRing:
         self._refresh()
         match = _KEY.fullmatch(text)
         record = self._records.get(match.group(1)) if match else None
-        if match is None or record is None or record.revoked_at is not None:
+        if match is None or record is None or record.revoked:
             raise KeyRefused("the API key is not valid")
         return record, match.group(2)
 

@@ -6,18 +6,25 @@ finite numbers only.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from foundation.errors import RequestError
+from foundation.errors import RequestError, listing, nearest
 
 ID_LIMIT = 256
 TEXT_LIMIT = 4096
 # A category code may come as a number or a boolean: 1 is read as "1", true as "true".
 Value = bool | int | float | str | None
 EntityId = Annotated[str, Meta(min_length=1, max_length=ID_LIMIT, description="The customer.")]
+_UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(.*)`")
+_EXPECTED = re.compile(r"Expected `(.*)`, got `(.*)`")
+_PLACE = re.compile(r" - at `(.*)`$", re.DOTALL)
+NOTHING = msgspec.Raw(b"null")
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,8 +66,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     as_of: str | None = None
     package: str | None = None
     events: dict[str, msgspec.Raw] = {}
-    profile: msgspec.Raw | None = None
-    context: msgspec.Raw | None = None
+    profile: msgspec.Raw = NOTHING
+    context: msgspec.Raw = NOTHING
     reasons: bool = False
 
 
@@ -194,3 +201,34 @@ class ApiError(RequestError):
         super().__init__(message, field)
         self.status = status
         self.headers = headers or {}
+
+
+def refusal(exc: Exception, path: str, names: Iterable[str]) -> ApiError:
+    """A decoder's complaint as a 422 (or 400 for broken JSON) with the place it is about.
+
+    Args:
+        path: where the decoded part stands in the request; empty for the whole body.
+        names: members that exist there, for a hint.
+    """
+    text = str(exc)
+    if not isinstance(exc, msgspec.ValidationError):
+        return ApiError(400, "the body is not valid JSON; NaN and Infinity are none either", path)
+    found = _PLACE.search(text)
+    place = found.group(1)[1:] if found else ""
+    where = f"{path}{place}" if path else place.removeprefix(".")
+    head = _PLACE.sub("", text)
+    unknown, missing = _UNKNOWN.search(head), _MISSING.search(head)
+    if unknown:
+        name = unknown.group(1)[:80]
+        message = f"unknown field '{name}'{nearest(name, names)}; fields: {listing(names)}"
+        return ApiError(422, message, f"{where}.{name}" if where else name)
+    if missing:
+        name = missing.group(1)
+        return ApiError(422, f"'{name}' is required", f"{where}.{name}" if where else name)
+    wrong = _EXPECTED.search(head)
+    if wrong:
+        expected = wrong.group(1).replace(" | null", "").replace(" | ", " or ")
+        return ApiError(422, f"expected {expected}, found {wrong.group(2)}", where)
+    if "out of range" in head:
+        return ApiError(422, "the number is too large; numbers must be finite", where)
+    return ApiError(422, head.lower(), where)

@@ -19,7 +19,7 @@ from prometheus_client import (
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_SCORES = tuple(round(0.05 * step, 2) for step in range(1, 20)) + (1.0,)
+_SCORES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 
 
 class Metrics:

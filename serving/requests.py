@@ -17,11 +17,8 @@ Unlike at import two equal events stay two: a request cannot carry what would te
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
-import re
 import secrets
-import zoneinfo
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -35,16 +32,10 @@ from foundation.errors import listing, nearest
 from foundation.history import storage_type
 from foundation.schema import Field, Schema, duration_seconds
 from foundation.validate import EARLIEST_US, FALSE_WORDS, TRUE_WORDS
-from serving.messages import TEXT_LIMIT, ApiError, Envelope
+from serving.messages import TEXT_LIMIT, ApiError, Envelope, refusal
+from serving.times import Clock, iso
 
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MICROSECOND = dt.timedelta(microseconds=1)
 _SALT = secrets.token_bytes(32)
-_UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(.*)`")
-_EXPECTED = re.compile(r"Expected `(.*)`, got `(.*)`")
-_PLACE = re.compile(r" - at `(.*)`$", re.DOTALL)
-
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 _JSON_TYPES: dict[str, Any] = {
     "number": float, "money": float, "boolean": bool | int | Text, "timestamp": Text,
@@ -88,16 +79,16 @@ class RequestReader:
         self._schema = schema
         self._max_events = max_events
         self._future_us = future_seconds * 1_000_000
-        self._zone = _zone(schema.time_zone)
+        self._clock = Clock(schema.time_zone)
         self._sources = {
             name: _Table(
-                source.fields, _zone(schema.zone(name)),
+                source.fields, Clock(schema.zone(name)),
                 duration_seconds(source.delay, name) * 1_000_000,
             )
             for name, source in schema.sources.items()
         }
-        self._profile = _Row(schema.profile_fields, self._zone, known=True)
-        self._context = _Row(schema.context, self._zone)
+        self._profile = _Row(schema.profile_fields, self._clock, known=True)
+        self._context = _Row(schema.context, self._clock)
 
     def read(self, request: Envelope, now_us: int) -> ScoringInput:
         """The request as frames.
@@ -109,7 +100,7 @@ class RequestReader:
         """
         as_of_us = now_us
         if request.as_of is not None:
-            as_of_us = _times([request.as_of], self._zone, lambda _: "as_of", earlier=True)[0]
+            as_of_us = self._clock.moment(request.as_of, "as_of")
         limit_us = max(now_us, as_of_us) + self._future_us
         frames: dict[str, pl.DataFrame] = {}
         used = total = 0
@@ -139,15 +130,13 @@ class RequestReader:
             frames=frames,
             profile=self._profile_frame(request),
             samples=self._samples(request, as_of_us),
-            as_of=_iso(as_of_us),
+            as_of=iso(as_of_us),
             used=used,
             ignored=total - used,
             flags=tuple(flags),
         )
 
     def _profile_frame(self, request: Envelope) -> pl.DataFrame | None:
-        if request.profile is None:
-            return None
         if self._schema.profile is None and bytes(request.profile) not in (b"null", b"{}"):
             raise ApiError(422, "this package reads no profile", "profile")
         columns, known = self._profile.read(request.profile, "profile")
@@ -160,9 +149,7 @@ class RequestReader:
         return pl.DataFrame(head + columns)
 
     def _samples(self, request: Envelope, as_of_us: int) -> pl.DataFrame:
-        columns = None
-        if request.context is not None:
-            columns, _ = self._context.read(request.context, "context")
+        columns, _ = self._context.read(request.context, "context")
         if columns is None:
             columns = self._context.empty
         head = [
@@ -175,28 +162,35 @@ class RequestReader:
 class _Table:
     """Decoders of one source: a list of events, or an object of columns."""
 
-    def __init__(self, fields: dict[str, Field], zone: dt.tzinfo, delay_us: int) -> None:
+    def __init__(self, fields: dict[str, Field], clock: Clock, delay_us: int) -> None:
         self._fields = fields
-        self._zone = zone
+        self._clock = clock
         self._delay_us = delay_us
         self.has_identifiers = any(spec.kind == "identifier" for spec in fields.values())
         types = [_JSON_TYPES[spec.kind] | None for spec in fields.values()]
         rename = {f"f{n}": name for n, name in enumerate(fields)}
-        row = msgspec.defstruct(
+        row: Any = msgspec.defstruct(
             "Event",
             [("event_time", Text), ("known_at", Text | None, None)]
             + [(f"f{n}", kind, None) for n, kind in enumerate(types)],
             forbid_unknown_fields=True, kw_only=True, rename=rename,
         )
-        block = msgspec.defstruct(
+        columns: list[tuple[str, Any, Any]] = [
+            (f"f{n}", list[kind] | UnsetType, UNSET)  # type: ignore[valid-type]
+            for n, kind in enumerate(types)
+        ]
+        block: Any = msgspec.defstruct(
             "Events",
-            [("event_time", list[Text]), ("known_at", list[Text | None] | UnsetType, UNSET)]
-            + [(f"f{n}", list[kind] | UnsetType, UNSET) for n, kind in enumerate(types)],
+            [
+                ("event_time", list[Text]),
+                ("known_at", list[Text | None] | UnsetType, UNSET),
+                *columns,
+            ],
             forbid_unknown_fields=True, kw_only=True, rename=rename,
         )
         self._names = ("event_time", "known_at", *fields)
-        self._rows = msgspec.json.Decoder(list[row])
-        self._block = msgspec.json.Decoder(block)
+        self._rows: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[row])
+        self._block: msgspec.json.Decoder[Any] = msgspec.json.Decoder(block)
 
     def read(
         self, raw: msgspec.Raw, path: str, entity: str, limit_us: int
@@ -220,7 +214,7 @@ class _Table:
                 return lambda index: f"{path}.{name}[{index}]"
             return lambda index: f"{path}[{index}].{name}"
 
-        event_us = np.array(_times(columns[0], self._zone, at("event_time")), dtype=np.int64)
+        event_us = self._clock.read(columns[0], at("event_time"))
         if count and event_us.max() > limit_us:
             late = int(np.argmax(event_us > limit_us))
             raise ApiError(422, "the event lies in the future", at("event_time")(late))
@@ -229,12 +223,12 @@ class _Table:
             raise ApiError(422, "the event lies before 1970", at("event_time")(early))
         known_us = self._known(columns[1], event_us, at("known_at"))
         series = [
-            pl.repeat(entity, count, dtype=pl.String, eager=True).alias("entity_id"),
+            pl.Series("entity_id", [entity], dtype=pl.String).new_from_index(0, count),
             pl.Series("event_time", event_us).cast(pl.Datetime("us")),
             pl.Series("known_at", known_us).cast(pl.Datetime("us")),
         ]
         for (name, spec), values in zip(self._fields.items(), columns[2:], strict=True):
-            series.append(_series(name, spec.kind, values, self._zone, at(name), count))
+            series.append(_series(name, spec.kind, values, self._clock, at(name), count))
         return pl.DataFrame(series), known_us
 
     def _known(
@@ -244,8 +238,8 @@ class _Table:
         if given is None or given.count(None) == len(given):
             return known_us
         places = [index for index, text in enumerate(given) if text is not None]
-        known_us[places] = _times(
-            [given[index] for index in places], self._zone, lambda index: at(places[index])
+        known_us[places] = self._clock.read(
+            [given[index] for index in places], lambda index: at(places[index])
         )
         if (known_us < event_us).any():
             early = int(np.argmax(known_us < event_us))
@@ -272,10 +266,10 @@ class _Row:
     """Decoder of the profile or the context: one object."""
 
     def __init__(
-        self, fields: dict[str, Field], zone: dt.tzinfo, known: bool = False
+        self, fields: dict[str, Field], clock: Clock, known: bool = False
     ) -> None:
         self._fields = fields
-        self._zone = zone
+        self._clock = clock
         self._known = known
         head = [("known_at", Text | None, None)] if known else []
         row = msgspec.defstruct(
@@ -303,22 +297,22 @@ class _Row:
         if self._known:
             known_text, *values = values
             if known_text is not None:
-                known_us = _times([known_text], self._zone, lambda _: f"{path}.known_at")[0]
+                known_us = int(self._clock.read([known_text], lambda _: f"{path}.known_at")[0])
         columns = [
-            _series(name, spec.kind, [value], self._zone, lambda _, n=name: f"{path}.{n}", 1)
+            _series(name, spec.kind, [value], self._clock, lambda _, n=name: f"{path}.{n}", 1)
             for (name, spec), value in zip(self._fields.items(), values, strict=True)
         ]
         return columns, known_us
 
 
 def _series(
-    name: str, kind: str, values: Sequence[Any] | None, zone: dt.tzinfo,
+    name: str, kind: str, values: Sequence[Any] | None, clock: Clock,
     at: Callable[[int], str], count: int,
 ) -> pl.Series:
     """A column in the type it is stored in; None stands for a column that was left out."""
     dtype = storage_type(kind)
     if values is None:
-        return pl.repeat(None, count, dtype=dtype, eager=True).alias(name)
+        return pl.Series(name, [None], dtype=dtype).new_from_index(0, count)
     if kind == "identifier":
         return pl.Series(name, [_hidden(v) for v in values], dtype=dtype)
     if kind in ("category", "text"):
@@ -327,11 +321,12 @@ def _series(
         return pl.Series(name, _truths(values, at), dtype=dtype)
     if kind == "timestamp":
         places = [index for index, text in enumerate(values) if text is not None]
-        moments: list[int | None] = [None] * len(values)
-        parsed = _times([values[i] for i in places], zone, lambda i: at(places[i]))
-        for place, moment in zip(places, parsed, strict=True):
-            moments[place] = moment
-        return pl.Series(name, moments, dtype=pl.Int64).cast(dtype)
+        parsed = clock.read([values[i] for i in places], lambda i: at(places[i]))
+        moments = pl.Series(name, parsed)
+        if len(places) < count:
+            empty = pl.Series(name, [None], dtype=pl.Int64).new_from_index(0, count)
+            moments = empty.scatter(places, parsed)
+        return moments.cast(dtype)
     return pl.Series(name, values, dtype=dtype)
 
 
@@ -365,69 +360,3 @@ def _hidden(value: int | str | None) -> str | None:
     if not text:
         return None
     return hashlib.blake2b(text.encode(), digest_size=16, key=_SALT).hexdigest()
-
-
-def _times(
-    texts: Iterable[str], zone: dt.tzinfo, at: Callable[[int], str], earlier: bool = False
-) -> list[int]:
-    """ISO 8601 texts as microseconds since the epoch; `at` names the place of the n-th."""
-    out = []
-    parse, append = dt.datetime.fromisoformat, out.append
-    for index, text in enumerate(texts):
-        try:
-            if text[4:5] != "-" or text[7:8] != "-":
-                raise ValueError
-            moment = parse(text)
-            if moment.tzinfo is not None:
-                append((moment - _EPOCH) // _MICROSECOND)
-                continue
-            moment = moment.replace(tzinfo=zone)
-            us = (moment - _EPOCH) // _MICROSECOND
-            if not earlier and zone is not dt.UTC:
-                us = max(us, (moment.replace(fold=1) - _EPOCH) // _MICROSECOND)
-            append(us)
-        except (ValueError, OverflowError):
-            raise ApiError(
-                422, "expected an ISO 8601 time such as 2017-09-01T12:30:00Z", at(index)
-            ) from None
-    return out
-
-
-def _zone(name: str) -> dt.tzinfo:
-    return dt.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
-
-
-def _iso(moment_us: int) -> str:
-    moment = _EPOCH + dt.timedelta(microseconds=moment_us)
-    return moment.isoformat().replace("+00:00", "Z")
-
-
-def refusal(exc: Exception, path: str, names: Iterable[str]) -> ApiError:
-    """A decoder's complaint as a 422 (or 400 for broken JSON) with the place it is about.
-
-    Args:
-        path: where the decoded part stands in the request; empty for the whole body.
-        names: members that exist there, for a hint.
-    """
-    text = str(exc)
-    if not isinstance(exc, msgspec.ValidationError):
-        return ApiError(400, "the body is not valid JSON; NaN and Infinity are none either", path)
-    found = _PLACE.search(text)
-    place = found.group(1)[1:] if found else ""
-    where = f"{path}{place}" if path else place.removeprefix(".")
-    head = _PLACE.sub("", text)
-    unknown, missing = _UNKNOWN.search(head), _MISSING.search(head)
-    if unknown:
-        name = unknown.group(1)[:80]
-        message = f"unknown field '{name}'{nearest(name, names)}; fields: {listing(names)}"
-        return ApiError(422, message, f"{where}.{name}" if where else name)
-    if missing:
-        name = missing.group(1)
-        return ApiError(422, f"'{name}' is required", f"{where}.{name}" if where else name)
-    wrong = _EXPECTED.search(head)
-    if wrong:
-        expected = wrong.group(1).replace(" | null", "").replace(" | ", " or ")
-        return ApiError(422, f"expected {expected}, found {wrong.group(2)}", where)
-    if "out of range" in head:
-        return ApiError(422, "the number is too large; numbers must be finite", where)
-    return ApiError(422, head.lower(), where)

@@ -125,11 +125,13 @@ class Scorer:
             load = Real.load
         self.packages: dict[str, Loaded] = {}
         self.refused: dict[str, str] = {}
+        first = ""
         for path, named in package_paths(settings.packages):
             try:
                 loaded = Loaded(load(path, verify=True, threads=settings.threads), settings)
                 loaded.warm()
                 self._add(loaded, path)
+                first = first or (loaded.id if named else "")
             except RiskfmError as exc:
                 if named:
                     self.close()
@@ -139,7 +141,7 @@ class Scorer:
         if not self.packages:
             reasons = "; ".join(f"{name}: {text}" for name, text in self.refused.items())
             raise ArtifactError(f"no package could be loaded ({reasons})")
-        self.default = self._choose(settings.default_package)
+        self.default = self._choose(settings.default_package or first)
 
     def pick(self, package_id: str | None) -> Loaded:
         """The package a request asks for.

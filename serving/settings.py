@@ -20,7 +20,8 @@ class Settings(strict.Strict):
 
     Attributes:
         packages: package directories, or directories whose children are packages.
-        default_package: id that answers requests naming none; empty: the only package there is.
+        default_package: id that answers requests naming none; empty: the first package named by
+            its own path, or the only one of a directory.
         keys: file of hashed API keys.
         audit: file of the decision log; empty: `decisions.jsonl` beside the keys.
         secret: file of the key that hides entity ids in the log; empty: beside the keys.
@@ -37,7 +38,7 @@ class Settings(strict.Strict):
 
     packages: tuple[str, ...] = ("packages",)
     default_package: str = ""
-    keys: str = "keys.json"
+    keys: str = "riskfm-keys.json"
     audit: str = ""
     secret: str = ""
     audit_durable: bool = False

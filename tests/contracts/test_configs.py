@@ -25,6 +25,10 @@ def loader(path: Path) -> Callable[[Path], Any]:
         from foundation.pretraining import load_pretrain_config
 
         return load_pretrain_config
+    if folder == "serving":
+        from serving.settings import load_settings
+
+        return lambda file: load_settings(str(file), {})
     raise AssertionError(f"{path}: no loader is known for configs/{folder}/")
 
 

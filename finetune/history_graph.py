@@ -1,0 +1,204 @@
+"""The backbone as an ONNX graph, proved equal to torch before anyone may use it.
+
+Inputs are those of `foundation.batching.HistoryBatch` with one query per history; B and L are
+dynamic. Outputs of the history graph, in this order: `query` [B, D], `mean` and `last` [B, D] of
+the event states the query may see (zero for a history without events), `forecasts` [B, T]
+probabilities. The tables of token embeddings are constants of the graph.
+
+Shapes: B batch, L events, K slots, X and Y extra columns, P profile and context slots, D width,
+T forecast targets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from foundation.backbone import INPUTS, RiskBackbone
+from foundation.errors import ParityError
+from foundation.tokenizer import Tokenizer
+
+OPSET = 18
+TOLERANCE = 1e-5
+OUTPUTS = ("query", "mean", "last", "forecasts")
+PROBES = ((1, 1), (3, 1), (1, 7), (5, 33), (2, 256))
+TIMED = ("source", "code", "value", "extra", "days")
+
+
+class HistoryGraph(nn.Module):
+    """What the history graph computes."""
+
+    def __init__(self, model: RiskBackbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        named = dict(zip(INPUTS, inputs, strict=True))
+        out = self.model(**named)
+        position = named["query_position"]
+        steps = torch.arange(out.events.shape[1], device=position.device)
+        inside = (steps < position)[..., None].to(out.events.dtype)
+        final = (steps == position - 1)[..., None].to(out.events.dtype)
+        count = position.clamp(min=1).to(out.events.dtype)
+        return (
+            out.query[:, 0],
+            (out.events * inside).sum(1) / count,
+            (out.events * final).sum(1),
+            torch.sigmoid(out.forecasts[:, 0]),
+        )
+
+
+class TunedGraph(nn.Module):
+    """A tuned backbone that answers a logit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.model(**dict(zip(INPUTS, inputs, strict=True))),)
+
+
+def export_history(
+    model: RiskBackbone, tokenizer: Tokenizer, path: str | Path, tolerance: float = TOLERANCE
+) -> float:
+    """Write the history graph of a backbone for the codes of a tokenizer.
+
+    Returns:
+        Largest absolute difference to torch over the probes.
+
+    Raises:
+        ParityError: the graph differs from torch by more than `tolerance`.
+    """
+    with _frozen(model.bind(tokenizer)):
+        graph, worst = _prove(HistoryGraph(model).eval(), model, OUTPUTS, tolerance)
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    onnx.save(graph, str(partial))
+    partial.replace(path)
+    return worst
+
+
+def tuned_graph(model: nn.Module, tolerance: float = TOLERANCE) -> onnx.ModelProto:
+    """The graph of a tuned backbone: the same inputs, output `logit` [B].
+
+    Args:
+        model: takes the backbone's inputs by name; its `backbone` is a bound RiskBackbone.
+
+    Raises:
+        ParityError: the graph differs from torch by more than `tolerance`.
+    """
+    with _frozen(model.backbone):
+        return _prove(TunedGraph(model).eval(), model.backbone, ("logit",), tolerance)[0]
+
+
+def probe_inputs(
+    model: RiskBackbone, batch: int, length: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random inputs of a bound backbone: histories of 0 to `length` events, padded.
+
+    The first history is as long as possible, the last one empty (also where it is the only one).
+    """
+    rng = np.random.default_rng([seed, batch, length])
+    layout = {name: tensor.numpy(force=True) for name, tensor in model.layout.items()}
+    of_event = layout["slot_owner"] >= 0
+    width = int(layout["slot_column"][of_event].max(initial=-1)) + 1
+    rows, codes = int((~of_event).sum()), len(layout["code_slot"])
+    position = rng.integers(0, length + 1, (batch, 1))
+    position[0], position[-1] = length, 0
+    inside = np.arange(length) < position
+    days = np.cumsum(rng.gamma(0.3, 20.0, (batch, length)), axis=1) * inside
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.random(shape, dtype=np.float32)
+
+    return {
+        "source": rng.integers(0, max(len(layout["source_name"]), 1), (batch, length)) * inside,
+        "code": rng.integers(0, codes, (batch, length, width)) * inside[..., None],
+        "value": numbers(batch, length, width) * inside[..., None].astype(np.float32),
+        "extra": numbers(batch, length, model.config.extra) * inside[..., None].astype(np.float32),
+        "days": days.astype(np.float32),
+        "query_days": (days.max(axis=1, keepdims=True) + 3.5).astype(np.float32),
+        "query_extra": numbers(batch, 1, model.config.query_extra),
+        "query_code": rng.integers(0, codes, (batch, 1, rows)),
+        "query_value": numbers(batch, 1, rows),
+        "query_position": position,
+    }
+
+
+def _prove(
+    module: nn.Module, model: RiskBackbone, outputs: Sequence[str], tolerance: float
+) -> tuple[onnx.ModelProto, float]:
+    """Export a module and compare the graph with it over several batch sizes and lengths."""
+    graph = _export(module, model, outputs)
+    session = open_session(graph.SerializeToString())
+    fed = {i.name for i in session.get_inputs()}
+    worst = 0.0
+    for batch, length in PROBES:
+        inputs = probe_inputs(model, batch, length)
+        with torch.no_grad():
+            wanted = module(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        found = session.run(list(outputs), {k: v for k, v in inputs.items() if k in fed})
+        for name, a, b in zip(outputs, found, wanted, strict=True):
+            if not np.isfinite(a).all() or a.shape != tuple(b.shape):
+                raise ParityError(f"exported '{name}' is not finite or has shape {a.shape}")
+            worst = max(worst, float(np.abs(a - b.numpy()).max(initial=0.0)))
+    if not worst <= tolerance:
+        raise ParityError(
+            f"the exported graph differs from torch by {worst:.2g}, allowed {tolerance:g}"
+        )
+    return graph, worst
+
+
+def open_session(graph: bytes | str, threads: int = 1) -> ort.InferenceSession:
+    """A CPU session with so many threads of its own."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _export(module: nn.Module, model: RiskBackbone, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Trace a module with dynamic B and L."""
+    example = probe_inputs(model, 3, 5)
+    batch, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    shapes = [
+        {0: batch, 1: length} if name in TIMED else {0: batch} for name in INPUTS
+    ]
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module, tuple(torch.from_numpy(example[name]) for name in INPUTS), dynamo=True,
+                opset_version=OPSET, input_names=list(INPUTS), output_names=list(outputs),
+                dynamic_shapes=(tuple(shapes),), verbose=False,
+            )
+    finally:
+        logger.setLevel(before)
+    graph = program.model_proto
+    del graph.graph.value_info[:]
+    return graph
+
+
+@contextlib.contextmanager
+def _frozen(model: RiskBackbone) -> Iterator[None]:
+    """The model in evaluation mode with its tables as constants, restored afterwards."""
+    training = model.training
+    model.eval().freeze_tables()
+    try:
+        yield
+    finally:
+        model.thaw_tables().train(training)

@@ -1,0 +1,295 @@
+"""The ladder: every recipe on the same folds, and which one to ship.
+
+Each recipe is fitted on the training side of identical repeated folds and judged on what it was
+not fitted on. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat,
+averaged over the repeats (averaging the scores first would credit a recipe with bagging it does
+not do). Comparisons are paired by row, errors clustered by entity.
+
+Shapes: S samples, R repeats, D bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune.blend import BlendRecipe, blend_weights, out_of_fold_blend, row_losses
+from finetune.bootstrap import bootstrap_draws
+from finetune.calibration import sigmoid
+from finetune.choice import Choice, choose
+from finetune.crossval import Split, repeated_splits
+from finetune.metrics import Interval, auc, ks
+from finetune.recipes import FittedRecipe, Recipe, missing_reason
+from finetune.table import FeatureTable
+from foundation.errors import SampleError
+
+DRAWS = 500
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class RecipeResult:
+    """How one recipe did.
+
+    Attributes:
+        status: `ok` or `skipped`; `reason` says why it was skipped.
+        logits: [R, S] out-of-fold logits, NaN where a row was never tested.
+        row_loss: [S] mean log-loss of each row over the repeats, NaN where never tested.
+        log_loss, auc, ks: with bootstrap intervals; None where skipped.
+        seconds: time spent fitting.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    logits: np.ndarray | None = None
+    row_loss: np.ndarray | None = None
+    log_loss: Interval | None = None
+    auc: Interval | None = None
+    ks: Interval | None = None
+    seconds: float = 0.0
+
+    @property
+    def logit(self) -> np.ndarray:
+        """[S] out-of-fold logit, mean over the repeats; for calibration and pictures."""
+        if self.logits is None:
+            raise SampleError(f"recipe '{self.name}' was skipped: {self.reason}")
+        return np.asarray(np.mean(self.logits, axis=0))
+
+
+@dataclass
+class LadderResult:
+    """The whole ladder.
+
+    Attributes:
+        results: in the order of the recipes given.
+        blend_weights: weights of the shipped blend, learnt on all out-of-fold scores.
+        tested: [S] rows that stood on a test side.
+    """
+
+    results: list[RecipeResult]
+    y: np.ndarray
+    weight: np.ndarray
+    groups: np.ndarray
+    splits: list[Split]
+    tested: np.ndarray
+    blend_weights: dict[str, float] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> RecipeResult:
+        return next(r for r in self.results if r.name == name)
+
+    def ok(self) -> dict[str, RecipeResult]:
+        """Results of the recipes that ran."""
+        return {r.name: r for r in self.results if r.status == "ok"}
+
+    def choose(self) -> Choice:
+        """What `auto` ships; see `finetune.choice`."""
+        losses = {n: _loss_of(r) for n, r in self.ok().items()}
+        return choose(losses, self.y, self.weight, self.groups, self.tested, self._aucs())
+
+    def _aucs(self) -> dict[str, Interval]:
+        return {n: r.auc for n, r in self.ok().items() if r.auc is not None}
+
+    def fit(self, name: str, table: FeatureTable, seed: int) -> FittedRecipe:
+        """Fit a recipe on all rows as the ladder judged it: the blend with the weights it learnt.
+
+        Raises:
+            SampleError: the recipe was skipped; says why.
+        """
+        recipe = self.recipes.get(name)
+        if recipe is None:
+            raise SampleError(f"recipe '{name}' is not on this ladder: {', '.join(self.recipes)}")
+        if self[name].status != "ok":
+            raise SampleError(f"recipe '{name}' was skipped: {self[name].reason}")
+        if isinstance(recipe, BlendRecipe):
+            recipe = recipe.with_weights(self.blend_weights)
+        return recipe.fit(table, self.y, self.weight, self.groups, seed)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain data."""
+        return [_plain(r) for r in self.results]
+
+
+def run_ladder(
+    table: FeatureTable,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    recipes: Sequence[Recipe],
+    seed: int = 0,
+    repeats: int = 3,
+    folds: int = 5,
+    budget_minutes: float | None = None,
+    progress: Progress | None = None,
+    splits: list[Split] | None = None,
+) -> LadderResult:
+    """Judge every recipe on identical folds.
+
+    Args:
+        y, weight, groups: [S] labels 0 or 1, positive weights, equal numbers for one entity.
+        budget_minutes: recipes that do not fit into what is left of it are skipped, slow last.
+        progress: called with the recipe's name, folds done and folds in all.
+        splits: other folds than random ones, such as `crossval.forward_splits`.
+    Raises:
+        SampleError: fewer than two entities of a class.
+    """
+    y = np.asarray(y, dtype=np.float64)
+    weight = np.asarray(weight, dtype=np.float64)
+    splits = splits or repeated_splits(y, groups, folds, repeats, seed)
+    fold_of = _fold_of(splits, len(y))
+    clock = _Clock(budget_minutes)
+    found: dict[str, RecipeResult] = {}
+    # Slow recipes run last, so that a budget costs them and not the others; the blend at the end.
+    plain = [r for r in recipes if not isinstance(r, BlendRecipe)]
+    for recipe in sorted(plain, key=lambda r: r.slow):
+        found[recipe.name] = _run(
+            recipe, table, y, weight, groups, splits, seed, clock, progress
+        )
+    weights: dict[str, float] = {}
+    for recipe in recipes:
+        if isinstance(recipe, BlendRecipe):
+            members = {
+                m.name: r for m in recipe.members
+                if (r := found.get(m.name)) is not None and r.status == "ok"
+            }
+            found[recipe.name], weights = _run_blend(recipe.name, members, y, weight, fold_of)
+    tested = (fold_of >= 0).all(axis=0)
+    for result in found.values():
+        if result.status == "ok":
+            _measure(result, y, weight, tested, seed)
+    ordered = [found[r.name] for r in recipes]
+    return LadderResult(
+        ordered, y, weight, groups, splits, tested, weights, {r.name: r for r in recipes}
+    )
+
+
+@dataclass
+class _Clock:
+    """What is left of a time budget."""
+
+    minutes: float | None
+    start: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        if self.minutes is None:
+            return float("inf")
+        return self.minutes * 60 - (time.monotonic() - self.start)
+
+
+def _fold_of(splits: Sequence[Split], rows: int) -> np.ndarray:
+    """[R, S] fold in which a row is tested, -1 where in none."""
+    out = np.full((max(s.repeat for s in splits) + 1, rows), -1, dtype=np.int64)
+    for split in splits:
+        out[split.repeat, split.test] = split.fold
+    return out
+
+
+def _run(
+    recipe: Recipe, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray,
+    splits: Sequence[Split], seed: int, clock: _Clock, progress: Progress | None,
+) -> RecipeResult:
+    reason = missing_reason(recipe, table)
+    if reason:
+        return RecipeResult(recipe.name, "skipped", reason)
+    if clock.left() <= 0:
+        return RecipeResult(recipe.name, "skipped", f"the budget of {clock.minutes} min is spent")
+    logits = np.full((max(s.repeat for s in splits) + 1, len(y)), np.nan)
+    began = time.monotonic()
+    for done, split in enumerate(splits):
+        if progress:
+            progress(recipe.name, done, len(splits))
+        rows = split.train
+        if y[rows].min() == y[rows].max():
+            return RecipeResult(recipe.name, "skipped", "a fold's training side has one class")
+        try:
+            fitted = recipe.fit(
+                table.take(rows), y[rows], weight[rows], groups[rows], seed + split.repeat
+            )
+        except SampleError as exc:
+            return RecipeResult(recipe.name, "skipped", str(exc))
+        logits[split.repeat, split.test] = fitted.logit(table.take(split.test))
+        spent = time.monotonic() - began
+        # One fit on all rows follows the folds where this recipe is chosen.
+        need = spent / (done + 1) * (len(splits) - done)
+        if need > clock.left():
+            return RecipeResult(
+                recipe.name, "skipped",
+                f"needs about {need / 60:.1f} min more, {max(clock.left(), 0) / 60:.1f} min of the "
+                f"budget are left",
+            )
+    if progress:
+        progress(recipe.name, len(splits), len(splits))
+    return RecipeResult(recipe.name, "ok", logits=logits, seconds=time.monotonic() - began)
+
+
+def _run_blend(
+    name: str, members: dict[str, RecipeResult], y: np.ndarray, weight: np.ndarray,
+    fold_of: np.ndarray,
+) -> tuple[RecipeResult, dict[str, float]]:
+    """Blend out-of-fold logits; the weights to ship are learnt on all of them."""
+    if len(members) < 2:
+        return RecipeResult(name, "skipped", "fewer than two recipes to blend"), {}
+    if (fold_of.max(axis=1) < 1).all():
+        return RecipeResult(name, "skipped", "one fold leaves none to learn weights on"), {}
+    began = time.monotonic()
+    logits = np.stack([
+        out_of_fold_blend({n: _logits_of(r)[i] for n, r in members.items()}, y, weight, fold)
+        for i, fold in enumerate(fold_of)
+    ])
+    repeats = len(fold_of)
+    seen = (fold_of >= 0).ravel()
+    weights = blend_weights(
+        {n: _logits_of(r).ravel()[seen] for n, r in members.items()},
+        np.tile(y, repeats)[seen], np.tile(weight, repeats)[seen], repeats,
+    )
+    seconds = time.monotonic() - began
+    return RecipeResult(name, "ok", logits=logits, seconds=seconds), weights
+
+
+def _logits_of(result: RecipeResult) -> np.ndarray:
+    assert result.logits is not None
+    return result.logits
+
+
+def _loss_of(result: RecipeResult) -> np.ndarray:
+    assert result.row_loss is not None
+    return result.row_loss
+
+
+def _measure(
+    result: RecipeResult, y: np.ndarray, weight: np.ndarray, tested: np.ndarray, seed: int
+) -> None:
+    """Fill in losses, figures and intervals: means over the repeats, of draws too."""
+    logits = _logits_of(result)[:, tested]
+    y, weight = y[tested], weight[tested]
+    row_loss = np.full(len(tested), np.nan)
+    row_loss[tested] = row_losses(y, logits).mean(axis=0)
+    result.row_loss = row_loss
+    measures = ("auc", "ks", "log_loss")
+    drawn = [bootstrap_draws(y, sigmoid(z), measures, weight, DRAWS, seed) for z in logits]
+    values = {
+        "auc": np.mean([auc(y, z, weight) for z in logits]),
+        "ks": np.mean([ks(y, z, weight) for z in logits]),
+        "log_loss": np.average(row_loss[tested], weights=weight),
+    }
+    for measure in measures:
+        low, high = np.quantile(np.mean([d[measure] for d in drawn], axis=0), [0.025, 0.975])
+        setattr(result, measure, Interval(float(values[measure]), float(low), float(high)))
+
+
+def _plain(result: RecipeResult) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "recipe": result.name, "status": result.status, "reason": result.reason,
+        "seconds": round(result.seconds, 3),
+    }
+    for measure in ("log_loss", "auc", "ks"):
+        interval = getattr(result, measure)
+        row[f"cv_{measure}"] = None if interval is None else interval.value
+        row[f"cv_{measure}_low"] = None if interval is None else interval.low
+        row[f"cv_{measure}_high"] = None if interval is None else interval.high
+    return row

@@ -1,0 +1,221 @@
+"""Start and stop the service as processes of its own.
+
+`serve` runs it in the foreground, as the command does; `running_service` runs it for the time of a
+with block, as the demo and the tests do. BentoML's telemetry is off, its files stay in a temporary
+directory, and every numerical library gets the declared number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from foundation.errors import ConfigError, InternalError
+from serving.keys import SCOPES, create_key, list_keys
+from serving.scorer import Scorer
+from serving.settings import Settings, absolute, load_settings, to_environment
+
+SERVICE = "serving.service:RiskfmService"
+_THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+
+
+def serve(
+    packages: Sequence[str | Path],
+    *,
+    port: int = 3000,
+    host: str = "127.0.0.1",
+    keys_path: str | Path = "riskfm-keys.json",
+    workers: int = 1,
+    settings: Settings | None = None,
+) -> int:
+    """Verify the packages, then run the service until it is stopped.
+
+    Makes a first API key and prints it once if the file holds no usable one.
+
+    Args:
+        packages: package directories, or directories of packages; the first named by itself is
+            the default.
+        settings: everything the other arguments do not say; default from the environment.
+    Returns:
+        the exit code: 0 after SIGINT or SIGTERM, otherwise that of the server.
+    Raises:
+        UserError: packages, keys or the port are at fault.
+    """
+    settings = msgspec.structs.replace(
+        settings or load_settings(), packages=tuple(str(p) for p in packages),
+        keys=str(keys_path), workers=workers,
+    )
+    loaded = check(settings, port, host)
+    key = ensure_key(settings.keys)
+    print(f"packages: {', '.join(loaded)}")
+    if key is not None:
+        print(f"API key (shown this once): {key}")
+    print(f"scoring at http://{_bracketed(host)}:{port}/v1/score, Ctrl-C stops", flush=True)
+    with tempfile.TemporaryDirectory(prefix="riskfm-") as scratch:
+        process = _start(settings, port, host, scratch, None)
+        stopped = False
+
+        def stop(number: int, frame: object) -> None:
+            nonlocal stopped
+            stopped = True
+            process.send_signal(signal.SIGTERM)
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+        finally:
+            _stop(process)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return 0 if stopped else code
+
+
+def check(settings: Settings, port: int, host: str = "127.0.0.1") -> tuple[str, ...]:
+    """Load and verify the packages once and look whether the port is free.
+
+    Returns:
+        ids of the packages.
+    Raises:
+        ConfigError: a wrong address or a taken port.
+        ArtifactError: a damaged package.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror}") from None
+    scorer = Scorer(settings)
+    scorer.close()
+    return tuple(scorer.packages)
+
+
+def ensure_key(path: str | Path, name: str = "development") -> str | None:
+    """A first key for development: made only if the file holds no usable one.
+
+    Returns:
+        the key, to be shown once, or None if there already is one.
+    """
+    if any(not record.revoked for record in list_keys(path)):
+        return None
+    return create_key(path, name, SCOPES)
+
+
+@contextlib.contextmanager
+def running_service(
+    package_dir: str | Path,
+    port: int = 0,
+    settings: Settings | None = None,
+    environment: Mapping[str, str] | None = None,
+    wait_seconds: float = 60.0,
+) -> Iterator[tuple[str, str]]:
+    """Run the service for the time of a with block.
+
+    Args:
+        package_dir: a package, or a directory of packages.
+        port: 0 takes a free one.
+        settings: anything but the packages; keys and logs are temporary if None.
+        environment: further variables of the service's processes.
+    Yields:
+        the base URL, such as http://127.0.0.1:3000, and an API key with every scope.
+    Raises:
+        UserError: the package is at fault.
+        InternalError: not ready in time; the message ends with the service's last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="riskfm-") as scratch:
+        keys = os.path.join(scratch, "keys.json")
+        settings = settings or Settings(keys=keys)
+        settings = msgspec.structs.replace(settings, packages=(str(package_dir),))
+        key = create_key(settings.keys, "temporary", SCOPES)
+        port = port or free_port()
+        log = Path(scratch) / "service.log"
+        process = _start(settings, port, "127.0.0.1", scratch, log, environment)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _await_ready(url, process, log, wait_seconds)
+            yield url, key
+        finally:
+            _stop(process)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(
+    settings: Settings, port: int, host: str, scratch: str, log: Path | None,
+    more: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parent.parent)
+    python_path = [part for part in (os.environ.get("PYTHONPATH"), root) if part]
+    threads = dict.fromkeys(_THREADS, str(settings.threads))
+    environment = (
+        os.environ | threads | to_environment(absolute(settings))
+        | {
+            "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": scratch,
+            "PYTHONPATH": os.pathsep.join(python_path),
+        }
+        | dict(more or {})
+    )
+    command = [
+        sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port),
+        "--working-dir", root,
+    ]
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(log, "wb")) if log is not None else None
+        # A session of its own: a stop reaches the supervisor and every worker.
+        return subprocess.Popen(
+            command, env=environment, cwd=scratch, stdin=subprocess.DEVNULL,
+            stdout=out, stderr=subprocess.STDOUT if out else None, start_new_session=True,
+        )
+
+
+def _await_ready(
+    url: str, process: subprocess.Popen[bytes], log: Path, wait_seconds: float
+) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{url}/v1/health/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    words = log.read_text(errors="replace")[-2000:]
+    raise InternalError(f"the service was not ready in {wait_seconds:g} s; it said:\n{words}")
+
+
+def _stop(process: subprocess.Popen[bytes], grace_seconds: float = 15.0) -> None:
+    """SIGTERM to the supervisor, which stops its workers; SIGKILL to all that outlive it."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_seconds)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
