@@ -124,7 +124,7 @@ def bootstrap_intervals(
     """
     drawn = bootstrap_draws(y, score, measures, weight, draws, seed)
     tail = (1 - level) / 2
-    out = {}
+    out: dict[str, Interval] = {}
     for measure in measures:
         low, high = np.quantile(drawn[measure], [tail, 1 - tail])
         value = _value(measure, np.asarray(y, np.float64), score, weight)

@@ -64,16 +64,19 @@ def calibration_from_dict(data: dict[str, Any]) -> Calibration:
     """
     try:
         if data["method"] == "platt":
-            out: Calibration = Platt(float(data["slope"]), float(data["intercept"]))
-            sound = np.isfinite([out.slope, out.intercept]).all() and out.slope >= 0
+            slope, intercept = float(data["slope"]), float(data["intercept"])
+            out: Calibration = Platt(slope, intercept)
+            sound = bool(np.isfinite([slope, intercept]).all()) and slope >= 0
         elif data["method"] == "isotonic":
             out = Isotonic(tuple(map(float, data["logits"])),
                            tuple(map(float, data["probabilities"])))
             x, p = np.array(out.logits), np.array(out.probabilities)
             sound = (len(x) == len(p) > 0 and bool((np.diff(x) > 0).all())
-                     and bool((np.diff(p) >= 0).all()) and 0 <= p[0] and p[-1] <= 1)
+                     and bool((np.diff(p) >= 0).all()) and p[0] >= 0 and p[-1] <= 1)
         else:
-            raise ArtifactError(f"calibration method '{data['method']}' is neither platt nor isotonic")
+            raise ArtifactError(
+                f"calibration method '{data['method']}' is neither platt nor isotonic"
+            )
     except (KeyError, TypeError, ValueError) as exc:
         raise ArtifactError(f"calibration is incomplete or no numbers: {exc}") from None
     if not sound:

@@ -185,7 +185,7 @@ def _constants(head: LinearHead) -> _Constants:
         for e, step in zip(t.edges, np.diff(t.values), strict=True)
     ]
 
-    def single(values: Sequence[float]) -> np.ndarray:
+    def single(values: Sequence[float] | np.ndarray) -> np.ndarray:
         return np.asarray(values, dtype=np.float32)
 
     def positions(values: Sequence[int]) -> np.ndarray:
@@ -230,11 +230,11 @@ class GraphParts:
     constants: list[onnx.TensorProto] = field(default_factory=list)
     count: int = 0
 
-    def constant(self, value: np.ndarray) -> str:
+    def constant(self, value: np.ndarray | np.floating) -> str:
         """Name of a constant tensor."""
         self.count += 1
         name = f"c{self.count}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
     def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:

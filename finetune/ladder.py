@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from finetune.blend import BlendRecipe, blend_weights, out_of_fold_blend, row_losses
-from finetune.bootstrap import bootstrap_draws
+from finetune.bootstrap import Measure, bootstrap_draws
 from finetune.calibration import sigmoid
 from finetune.choice import Choice, choose
 from finetune.crossval import Split, repeated_splits
@@ -158,7 +158,7 @@ def run_ladder(
                 if (r := found.get(m.name)) is not None and r.status == "ok"
             }
             found[recipe.name], weights = _run_blend(recipe.name, members, y, weight, fold_of)
-    tested = (fold_of >= 0).all(axis=0)
+    tested = np.asarray((fold_of >= 0).all(axis=0))
     for result in found.values():
         if result.status == "ok":
             _measure(result, y, weight, tested, seed)
@@ -270,7 +270,7 @@ def _measure(
     row_loss = np.full(len(tested), np.nan)
     row_loss[tested] = row_losses(y, logits).mean(axis=0)
     result.row_loss = row_loss
-    measures = ("auc", "ks", "log_loss")
+    measures: tuple[Measure, ...] = ("auc", "ks", "log_loss")
     drawn = [bootstrap_draws(y, sigmoid(z), measures, weight, DRAWS, seed) for z in logits]
     values = {
         "auc": np.mean([auc(y, z, weight) for z in logits]),

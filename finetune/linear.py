@@ -62,7 +62,7 @@ class Inputs:
         if len(numbers):
             out += _number_inputs(table, numbers, values[:, numbers].astype(np.float64))
         for i in np.flatnonzero(kinds == "code"):
-            out += _level_inputs(table, i, values[:, i])
+            out += _level_inputs(table, int(i), values[:, i])
         return cls(out)
 
     def matrix(self, table: FeatureTable) -> np.ndarray:

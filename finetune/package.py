@@ -184,7 +184,7 @@ class Package:
                     band=self.band(float(probability[i])),
                     reasons=explained[i],
                     forecasts={n: float(v) for n, v in zip(names, forecasts.values[i], strict=True)},
-                    flags=("thin_file",) if thin[i] else (),
+                    flags=("thin_file",) if thin[i] and self.schema.sources else (),
                 )
             )
         return rows

@@ -60,10 +60,17 @@ class Recipe(Protocol):
         slow: run last, and left out first when time is short.
     """
 
-    name: str
-    needs: frozenset[str]
-    reads: frozenset[str]
-    slow: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    @property
+    def reads(self) -> frozenset[str]: ...
+
+    @property
+    def slow(self) -> bool: ...
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int

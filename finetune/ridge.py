@@ -102,7 +102,8 @@ def _with_ones(a: np.ndarray) -> np.ndarray:
 
 
 def _held_out_losses(
-    a: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray, strengths: tuple[float, ...]
+    a: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray,
+    strengths: tuple[float, ...],
 ) -> dict[float, float]:
     """Mean held-out log-loss per strength, all folds and strengths in one solve."""
     design = _with_ones(a)
@@ -194,7 +195,8 @@ def _fit_monotone(z: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: fl
 
 
 def _monotone_losses(
-    z: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray, strengths: tuple[float, ...]
+    z: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray,
+    strengths: tuple[float, ...],
 ) -> dict[float, float]:
     losses = dict.fromkeys(strengths, 0.0)
     total = 0.0

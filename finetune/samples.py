@@ -102,7 +102,8 @@ def read_samples(
         DataError: the file cannot be read.
         SampleError: names file, row and column, and what was expected.
     """
-    return check_samples(read_table(path, "samples"), schema, need_labels, keep_duplicates, str(path))
+    table = read_table(path, "samples")
+    return check_samples(table, schema, need_labels, keep_duplicates, str(path))
 
 
 def check_samples(

@@ -246,7 +246,8 @@ class ScorecardRecipe:
             tuple(b.term(float(w)) for b, w in zip(bins, ridge.weights, strict=True)),
             ridge.intercept,
         )
-        return FittedLinear(self.name, head, {"c": strength, "bins": _described(bins, ridge.weights)})
+        detail = {"c": strength, "bins": _described(bins, ridge.weights)}
+        return FittedLinear(self.name, head, detail)
 
 
 def _described(bins: list[Bins], weights: np.ndarray) -> list[dict[str, Any]]:

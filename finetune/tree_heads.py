@@ -42,7 +42,9 @@ class TreeInputs:
         return np.concatenate([x[:, : len(self.numbers)], hits.astype(np.float32)], axis=1)
 
 
-def mean_of_trees(inputs: TreeInputs, boosters: list[Any], base: float, name: str) -> onnx.ModelProto:
+def mean_of_trees(
+    inputs: TreeInputs, boosters: list[Any], base: float, name: str
+) -> onnx.ModelProto:
     """The graph `x [B, f]` to base plus the mean raw score of the boosters, `logit [B]`.
 
     Thresholds are rounded to float32 here; predictions of float32 inputs stay as they are.

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -23,11 +23,9 @@ import polars as pl
 from foundation import strict
 from foundation.columns import (
     AggregateColumn,
-    frequent,
     ratio_candidates,
     row_candidates,
     source_candidates,
-    source_layout,
 )
 from foundation.errors import ArtifactError, DataError
 from foundation.history import (
@@ -39,17 +37,26 @@ from foundation.history import (
     cut,
     latest_profile,
 )
-from foundation.panels import Panel, RangeStatistics, SourceLayout, as_float, build_panel
+from foundation.layouts import frequent, source_layout
+from foundation.panels import (
+    Panel,
+    RangeStatistics,
+    SourceLayout,
+    as_float,
+    build_panel,
+    level_codes,
+)
 from foundation.schema import Schema, fingerprint
 from foundation.segments import chunks, divide
 from foundation.slots import context_slots, profile_slots, row_values, source_values
 
 CHUNK_ROWS = 200_000
+TINY, HUGE = np.float32(1e-30), np.float32(3e38)
 FIT_ENTITIES = 4_000
 FIT_CUT_DAYS = (0, 31, 61, 92, 183, 365)
 
 
-class AggregateSpec(strict.Strict):
+class AggregateSpec(strict.Strict, dict=True):
     """Which columns are computed, and how.
 
     Attributes:
@@ -164,7 +171,8 @@ class AggregateSpec(strict.Strict):
             context: [S] rows in sample order, or None.
             panels: from `panels`, when one timeline is asked several times.
         Returns:
-            [S, F] float32, NaN missing; -1 a category value unseen at fit.
+            [S, F] float32, NaN missing; -1 a category value unseen at fit. Magnitudes under 1e-30
+            become zero, because LightGBM and ONNX Runtime disagree about them.
         Raises:
             DataError: the context has another number of rows than there are samples.
         """
@@ -173,12 +181,21 @@ class AggregateSpec(strict.Strict):
         out = np.full((len(cut_), len(self.columns)), np.nan, dtype=np.float32)
         rows = self._rows(timeline.schema, profile, entity_ids, cut_.as_of_us, context)
         for j, column in enumerate(self.columns):
-            if column.block != "aggregate":
+            if column.block != "aggregate" and column.kind == "number":
                 out[:, j] = rows.column(column)
+        coded = [j for j, c in enumerate(self.columns) if rows.has(c)]
+        columns = [self.columns[j] for j in coded]
+        codes, _ = level_codes(
+            [rows.values[c.block, c.slot] for c in columns], [c.levels for c in columns]
+        )
+        if coded:
+            out[:, coded] = np.where(codes == -2, np.nan, codes).T
         panels = self.panels(timeline) if panels is None else panels
-        for part in chunks(cut_.stop - cut_.start, CHUNK_ROWS):
-            self._events(panels, cut_.part(part), rows.part(part), out[part])
-        return out
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in chunks(cut_.stop - cut_.start, CHUNK_ROWS):
+                self._events(panels, cut_.part(part), rows.part(part), out[part])
+        out[np.abs(out) < TINY] = 0.0
+        return np.clip(out, -HUGE, HUGE, out=out)
 
     def _rows(
         self,
@@ -192,11 +209,10 @@ class AggregateSpec(strict.Strict):
         values: dict[tuple[str, str], pl.Series] = {}
         if schema.profile_fields and profile is not None and len(profile.frame):
             at = latest_profile(profile, entity_ids, as_of_us)
-            index = pl.Series(at).cast(pl.Int64)
             frame = profile.frame[np.maximum(at, 0)]
             found = row_values(schema.profile_fields, frame, as_of_us)
             if len(at) and at.min() < 0:
-                missing = pl.DataFrame({"at": index}).select(pl.col("at") < 0).to_series()
+                missing = pl.Series(at < 0)
                 found = {k: v.set(missing, None) for k, v in found.items()}
             values |= {("profile", k): v for k, v in found.items()}
         if schema.context and context is not None:
@@ -204,28 +220,31 @@ class AggregateSpec(strict.Strict):
             values |= {("context", k): v for k, v in found.items()}
         return _Rows(values, len(as_of_us))
 
-    def _plan(self) -> dict[tuple[int, str, str], list[int]]:
-        """Plain event columns grouped by (layout, statistic, window)."""
-        plan: dict[tuple[int, str, str], list[int]] = {}
+    @cached_property
+    def _plan(self) -> list[tuple[int, str, str, list[int], list[int]]]:
+        """Plain event columns by (layout, statistic, window): their places and panel rows."""
+        plan: dict[tuple[int, str, str], tuple[list[int], list[int]]] = {}
         for j, c in enumerate(self.columns):
             if c.block == "aggregate" and not c.over:
-                plan.setdefault((c.layout, c.stat, c.window), []).append(j)
-        return plan
+                places, rows = plan.setdefault((c.layout, c.stat, c.window), ([], []))
+                places.append(j)
+                rows.append(c.row)
+        return [(*key, places, rows) for key, (places, rows) in plan.items()]
 
-    def _events(
-        self, panels: tuple[Panel, ...], cut_: Cut, rows: _Rows, out: np.ndarray
-    ) -> None:
+    @cached_property
+    def _ratios(self) -> list[tuple[int, AggregateColumn]]:
+        """Event columns that continue as a ratio, with their places."""
+        found = enumerate(self.columns)
+        return [(j, c) for j, c in found if c.block == "aggregate" and c.over]
+
+    def _events(self, panels: tuple[Panel, ...], cut_: Cut, rows: _Rows, out: np.ndarray) -> None:
         """Fill the event columns of one chunk of samples."""
         ranges = [
             RangeStatistics(p, *p.ranges(cut_.start, cut_.stop), cut_.as_of_us) for p in panels
         ]
-        for (layout, stat, window), places in self._plan().items():
-            table = statistic(ranges[layout], stat, window)
-            picked = [self.columns[j].row for j in places]
-            out[:, places] = table[picked].T
-        for j, c in enumerate(self.columns):
-            if c.block != "aggregate" or not c.over:
-                continue
+        for layout, stat, window, places, picked in self._plan:
+            out[:, places] = statistic(ranges[layout], stat, window)[picked].T
+        for j, c in self._ratios:
             value = statistic(ranges[c.layout], c.stat, c.window)[c.row]
             if c.over == "same":
                 below = statistic(ranges[c.over_layout], c.stat, c.window)[c.over_row]
@@ -253,14 +272,19 @@ class _Rows:
         return np.full(self.size, np.nan) if column is None else as_float(column)
 
     def column(self, column: AggregateColumn) -> np.ndarray:
-        """[S] float64 of a profile or context column."""
+        """[S] float64 of a profile or context number."""
         if column.over == "row":
             a = self.number(column.block, column.slot)
             return divide(a, self.number(column.block, column.stat))
-        if column.kind == "number":
-            return self.number(column.block, column.slot)
-        values = self.values.get((column.block, column.slot))
-        return np.full(self.size, np.nan) if values is None else _codes(values, column.levels)
+        return self.number(column.block, column.slot)
+
+    def has(self, column: AggregateColumn) -> bool:
+        """Whether it is a profile or context category with values."""
+        return (
+            column.block != "aggregate"
+            and column.kind == "code"
+            and (column.block, column.slot) in self.values
+        )
 
 
 def statistic(ranges: RangeStatistics, stat: str, window: str) -> np.ndarray:
@@ -325,9 +349,14 @@ def known_part(
     present = np.unique(owner)
     offsets = np.append(np.searchsorted(owner, present), len(owner)).astype(np.int64)
     return Timeline(
-        schema=timeline.schema, entity_ids=timeline.entity_ids[present], offsets=offsets,
-        known_us=timeline.known_us[keep], event_us=timeline.event_us[keep],
-        source=timeline.source[keep], row=timeline.row[keep], frames=timeline.frames,
+        schema=timeline.schema,
+        entity_ids=timeline.entity_ids[present],
+        offsets=offsets,
+        known_us=timeline.known_us[keep],
+        event_us=timeline.event_us[keep],
+        source=timeline.source[keep],
+        row=timeline.row[keep],
+        frames=timeline.frames,
     )
 
 
@@ -398,10 +427,3 @@ def _levels(owner: str, fields: dict, frame: pl.DataFrame) -> dict[str, tuple[st
 def _as_text(column: pl.Series) -> pl.Series:
     text = column.cast(pl.String)
     return text.str.to_lowercase() if column.dtype == pl.Boolean else text
-
-
-def _codes(values: pl.Series, levels: Iterable[str]) -> np.ndarray:
-    """[S] float64 level index, -1 unseen, NaN missing."""
-    index = values.cast(pl.Enum(list(levels)), strict=False).to_physical().cast(pl.Float64)
-    codes = index.fill_null(-1.0)
-    return codes.set(values.is_null(), None).cast(pl.Float64).to_numpy()

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 INDEX_BASE = 1000.0
 Angles = tuple[torch.Tensor, torch.Tensor]
+KeyValues = tuple[torch.Tensor, torch.Tensor]
+Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -33,7 +35,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
 class Rotary(nn.Module):
@@ -74,7 +76,7 @@ class Rotary(nn.Module):
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn the pairs (x[i], x[i + C]) of [B, H, L, R] by their angles [B, 1, L, C]."""
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.split(int(x.shape[-1]) // 2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
@@ -84,7 +86,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.width, self.heads, self.hidden = width, heads, hidden
         self.attention_norm = RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -110,42 +112,39 @@ class Block(nn.Module):
             query_mask: [B, 1, Q, L + Q] bool over events, then the query tokens.
         """
         events, keys = self.read(events, event_angles, event_mask)
-        if queries is None:
+        if queries is None or query_angles is None or query_mask is None:
             return events, None
         return events, self.look(queries, keys, query_angles, query_mask)
 
     def read(
         self, events: torch.Tensor, angles: Angles, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, Angles]:
-        """Events among themselves.
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Events through the layer, and what queries may attend to.
 
         Returns:
-            [B, L, D], and the keys and values [B, H, L, R] that queries attend to.
+            [B, L, D], and rotated keys and values, each [B, H, L, R]; they depend on no query, so
+            a frozen history is encoded once for every channel.
         """
         q, k, v = self._heads(events)
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k = rotate(torch.cat([q, k], dim=1), *angles).split(self.heads, dim=1)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         mixed = events + self.dropout(self.attention_out(self._merge(seen)))
         return mixed + self._mlp(mixed), (k, v)
 
     def look(
-        self, queries: torch.Tensor, keys: Angles, angles: Angles, seen: torch.Tensor
+        self, queries: torch.Tensor, keys: KeyValues, angles: Angles, mask: torch.Tensor
     ) -> torch.Tensor:
-        """[B, Q, D] queries after attending to keys and values of events, and to queries.
-
-        Args:
-            seen: [B, 1, Q, L + Q] bool, from `query_mask`.
-        """
+        """Query tokens [B, Q, D] through the layer, over the keys and values of `read`."""
         q, k, v = self._heads(queries)
         q, k = rotate(q, *angles), rotate(k, *angles)
         k, v = torch.cat([keys[0], k], dim=2), torch.cat([keys[1], v], dim=2)
-        looked = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        looked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         queries = queries + self.dropout(self.attention_out(self._merge(looked)))
         return queries + self._mlp(queries)
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, L, D] -> three of [B, H, L, R]."""
-        parts = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
+        parts = self.qkv(self.attention_norm(x)).split(self.width, dim=-1)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
         return q, k, v
 
@@ -155,7 +154,7 @@ class Block(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
-        gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
+        gate, value = self.mlp_in(self.mlp_norm(x)).split(self.hidden, dim=-1)
         return self.dropout(self.mlp_out(F.silu(gate) * value))
 
 
@@ -169,9 +168,8 @@ def query_mask(position: torch.Tensor, length: int, chained: bool = False) -> to
     """
     queries = position.shape[1]
     events = torch.arange(length, device=position.device) < position[..., None]
-    own = torch.ones((queries, queries), dtype=torch.bool, device=position.device).tril()
-    if not chained:
-        own = torch.eye(queries, dtype=torch.bool, device=position.device)
+    order = torch.arange(queries, device=position.device)
+    own = order[:, None] >= order if chained else order[:, None] == order
     own = own[None].expand(position.shape[0], -1, -1)
     return torch.cat([events, own], dim=-1)[:, None]
 
@@ -180,5 +178,5 @@ def bidirectional_mask(position: torch.Tensor, length: int) -> torch.Tensor:
     """[B, 1, L, L] bool: all events before the query see each other; padding sees itself."""
     inside = torch.arange(length, device=position.device) < position.amax(dim=1, keepdim=True)
     both = inside[:, :, None] & inside[:, None, :]
-    own = torch.eye(length, dtype=torch.bool, device=position.device)
-    return (both | own)[:, None]
+    order = torch.arange(length, device=position.device)
+    return (both | (order[:, None] == order))[:, None]

@@ -174,7 +174,7 @@ class RiskBackbone(PreTrainedModel):
         return found
 
     def bind(self, tokenizer: Tokenizer) -> RiskBackbone:
-        """Take a tokenizer's codes: of the schema trained on, an extension of it, or another schema.
+        """Take a tokenizer's codes: of the schema trained on, extended, or of another schema.
 
         Raises:
             ArtifactError: the tokenizer makes other numbers of extra columns than the weights read.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightgbm as lgb
@@ -94,7 +94,6 @@ class Forecasters:
     folds: int
     skipped: tuple[TargetCard, ...] = ()
     threads: int = 2
-    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,7 +182,7 @@ class Forecasters:
                 for card in cards
             )
             features = tuple(data["features"])
-        except (OSError, ValueError, KeyError, msgspec.ValidationError, lgb.basic.LightGBMError) as exc:
+        except (OSError, ValueError, KeyError, lgb.basic.LightGBMError) as exc:
             raise ArtifactError(f"{root}: the forecasters cannot be read: {exc}") from None
         return cls(cards, models, features, data["folds"], skipped, threads)
 
@@ -216,12 +215,20 @@ def fit_forecasters(
     horizons = tuple(h for outcome in outcomes for h in outcome.horizons)
     if not outcomes or not len(timeline):
         reason = "no event to learn from"
-        skipped = [TargetCard(name=n, title=t, reason=reason)
-                   for n, t in zip(target_names(outcomes), titles, strict=True)]
+        skipped = [
+            TargetCard(name=n, title=t, reason=reason)
+            for n, t in zip(target_names(outcomes), titles, strict=True)
+        ]
         return Forecasters((), (), spec.names, settings.folds, tuple(skipped), settings.threads)
     rng = np.random.default_rng(seed)
     entity, cut_us = past_cuts(
-        timeline, until_us, horizons, rng, settings.per_entity, anchored_share(schema, settings)
+        timeline,
+        until_us,
+        horizons,
+        rng,
+        settings.per_entity,
+        anchored_share(schema, settings),
+        decision_sources(schema),
     )
     if len(entity) > settings.max_rows:
         chosen = np.sort(rng.choice(len(entity), settings.max_rows, replace=False))
@@ -229,7 +236,9 @@ def fit_forecasters(
     ids = timeline.entity_ids[entity]
     x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids)
     y = outcome_targets(timeline, outcomes, entity, cut_us, until_us, exposed=True)
-    cards = [TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)]
+    cards = [
+        TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)
+    ]
     return train(x, y, fold_of(ids, settings.folds), cards, spec.names, settings, seed)
 
 
@@ -239,6 +248,17 @@ def anchored_share(schema: Schema, settings: BoostSettings) -> float:
         return min(settings.anchored, 1.0)
     dated = schema.profile is not None and bool(schema.profile.valid_time)
     return 1.0 if schema.context or dated else 0.0
+
+
+def decision_sources(schema: Schema) -> tuple[int, ...]:
+    """Sources that record decisions: they share two or more fields with what is decided on.
+
+    That is the context columns and a dated profile, such as an application beside earlier loans.
+    """
+    dated = schema.profile is not None and bool(schema.profile.valid_time)
+    asked = set(schema.context) | (set(schema.profile_fields) if dated else set())
+    sources = enumerate(schema.sources.values())
+    return tuple(k for k, source in sources if len(asked & set(source.fields)) >= 2)
 
 
 def train(
@@ -264,8 +284,10 @@ def train(
         positives, rows = int(label.sum()), int(known.sum())
         card = msgspec.structs.replace(card, rows=rows, positives=positives)
         if min(positives, rows - positives) < settings.min_class:
-            reason = (f"{positives} of {rows} matured cuts came true; "
-                      f"{settings.min_class} of each kind are needed")
+            reason = (
+                f"{positives} of {rows} matured cuts came true; "
+                f"{settings.min_class} of each kind are needed"
+            )
             skipped.append(msgspec.structs.replace(card, reason=reason))
             continue
         data.set_label(label)
@@ -283,12 +305,21 @@ def train(
 
 def _params(settings: BoostSettings, seed: int) -> dict[str, object]:
     return {
-        "objective": "binary", "verbosity": -1, "seed": seed, "deterministic": True,
-        "force_row_wise": True, "num_threads": settings.threads,
-        "learning_rate": settings.learning_rate, "num_leaves": settings.leaves,
-        "min_data_in_leaf": settings.min_leaf, "lambda_l2": settings.l2,
-        "feature_fraction": settings.column_share, "bagging_fraction": settings.row_share,
-        "bagging_freq": 1, "max_bin": 127, "feature_pre_filter": False,
+        "objective": "binary",
+        "verbosity": -1,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": settings.threads,
+        "learning_rate": settings.learning_rate,
+        "num_leaves": settings.leaves,
+        "min_data_in_leaf": settings.min_leaf,
+        "lambda_l2": settings.l2,
+        "feature_fraction": settings.column_share,
+        "bagging_fraction": settings.row_share,
+        "bagging_freq": 1,
+        "max_bin": 127,
+        "feature_pre_filter": False,
     }
 
 
@@ -302,8 +333,12 @@ def _fit_one(
 
 
 def _cross_fitted(
-    boosters: list[lgb.Booster], x: np.ndarray, label: np.ndarray, known: np.ndarray,
-    fold: np.ndarray, threads: int,
+    boosters: list[lgb.Booster],
+    x: np.ndarray,
+    label: np.ndarray,
+    known: np.ndarray,
+    fold: np.ndarray,
+    threads: int,
 ) -> tuple[float, float]:
     """AUC and log-loss of predictions for the held-out entities of each fold."""
     margin = np.zeros(len(x))

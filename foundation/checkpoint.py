@@ -9,8 +9,10 @@ else as JSON in the header. Nothing in them can run code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,15 +102,36 @@ def _load_model(path: Path, tokenizer: Tokenizer) -> RiskBackbone:
     if not (path / WEIGHTS).is_file():
         raise ArtifactError(f"{path / WEIGHTS}: missing, the directory is damaged")
     try:
-        model, report = RiskBackbone.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with _no_bars():
+            model, report = RiskBackbone.from_pretrained(
+                str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as exc:
         raise ArtifactError(f"{path / WEIGHTS}: damaged: {exc}") from None
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if wrong:
         raise ArtifactError(f"{path / WEIGHTS}: damaged, does not fit {CONFIG}: {wrong[0]}")
     return model.bind(tokenizer).eval()
+
+
+def save_weights(model: RiskBackbone, path: str | Path) -> None:
+    """Write config.json and model.safetensors."""
+    with _no_bars():
+        model.save_pretrained(str(path))
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _same(path: Path, found: str, wanted: Any, named_in: str) -> None:

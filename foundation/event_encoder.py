@@ -160,10 +160,11 @@ class TokenTable(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What stands in one position, slots and extra columns, to one vector of the history encoder."""
+    """What stands in one position, slots and extra columns, to one vector of width D."""
 
     def __init__(self, slot_width: int, width: int, hidden: int, extra: int) -> None:
         super().__init__()
+        self.hidden = hidden
         self.extra = nn.Linear(extra, slot_width)
         self.norm = RMSNorm(slot_width)
         self.mix_in = nn.Linear(slot_width, 2 * hidden)
@@ -173,5 +174,5 @@ class Fusion(nn.Module):
     def forward(self, slots: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
         """[..., E] slots (with the source) and [..., X] extra columns to [..., D]."""
         mixed = self.norm(slots + self.extra(extra))
-        gate, inner = self.mix_in(mixed).chunk(2, dim=-1)
+        gate, inner = self.mix_in(mixed).split(self.hidden, dim=-1)
         return self.mix_out(F.silu(gate) * inner) + self.skip(mixed)

@@ -98,7 +98,8 @@ def scan(
         held = np.unique(buckets_of(wanted)).tolist()
         rows = rows.filter(pl.col(BUCKET).is_in(held))
         if len(wanted):
-            rows = rows.filter(pl.col("entity_id").is_between(pl.lit(wanted.min()), pl.lit(wanted.max())))
+            low, high = pl.lit(wanted.min()), pl.lit(wanted.max())
+            rows = rows.filter(pl.col("entity_id").is_between(low, high))
         rows = rows.join(wanted.to_frame().lazy(), on="entity_id", how="semi")
     return rows
 

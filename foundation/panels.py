@@ -9,8 +9,9 @@ Shapes: n events of the source, Kn numbers, Kg flags, Kc categories, S samples, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import polars as pl
@@ -117,22 +118,41 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
     for k, row in enumerate(layout.numbers):
         numbers[k] = _number(row, values, event_us, opening)
     shape = (len(layout.categories), len(positions))
-    codes = np.empty(shape, dtype=np.int32)
+    columns = [values[c.slot] for c in layout.categories]
+    codes, raw = level_codes(columns, [c.levels for c in layout.categories])
     streaks, firsts = np.empty(shape), np.empty(shape)
-    for k, category in enumerate(layout.categories):
-        column = values[category.slot]
-        codes[k] = level_codes(column, category.levels)
-        streaks[k], firsts[k] = _sequence(column, entity, opening)
-    return Panel(layout, positions, event_us, numbers, codes, streaks, firsts)
+    for k in range(len(columns)):
+        streaks[k], firsts[k] = _sequence(raw[k], entity, opening)
+    return Panel(layout, positions, event_us, numbers, codes.reshape(shape), streaks, firsts)
 
 
-def level_codes(column: pl.Series, levels: tuple[str, ...]) -> np.ndarray:
-    """[n] int32 index into `levels`, -1 for another value, -2 for a missing one."""
-    known = column.cast(pl.Enum(levels), strict=False).to_physical().cast(pl.Int32)
-    codes = known.fill_null(-1).to_numpy()
-    if column.null_count():
-        codes = np.where(column.is_null().to_numpy(), np.int32(-2), codes)
-    return codes
+def level_codes(
+    columns: Sequence[pl.Series], levels: Sequence[tuple[str, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of several string columns of n rows in one query.
+
+    Returns:
+        level: [K, n] int32 index into the column's levels, -1 for another value, -2 missing.
+        value: [K, n] int64 equal where the values are equal, within this call; -1 missing.
+    """
+    size = len(columns[0]) if columns else 0
+    if not columns:
+        return np.zeros((0, size), dtype=np.int32), np.zeros((0, size), dtype=np.int64)
+    frame = pl.DataFrame([c.alias(str(k)) for k, c in enumerate(columns)])
+    level = [pl.col(str(k)).cast(_enum(v), strict=False) for k, v in enumerate(levels)]
+    value = [pl.col(str(k)).cast(pl.Categorical).alias(f"{k}v") for k in range(len(columns))]
+    found = (
+        frame.select(*(e.to_physical().cast(pl.Int64).fill_null(-1) for e in [*level, *value]))
+        .to_numpy()
+        .T
+    )
+    low, high = found[: len(columns)], found[len(columns) :]
+    return np.where(high < 0, -2, low).astype(np.int32), high
+
+
+@lru_cache(maxsize=4096)
+def _enum(levels: tuple[str, ...]) -> pl.Enum:
+    return pl.Enum(levels)
 
 
 def as_float(column: pl.Series) -> np.ndarray:
@@ -165,20 +185,25 @@ def _number(
 
 
 def _sequence(
-    column: pl.Series, entity: np.ndarray, opening: np.ndarray
+    codes: np.ndarray, entity: np.ndarray, opening: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Running streak lengths and first occurrences, per entity, backward only."""
-    size = len(column)
+    """Running streak lengths and first occurrences, per entity, backward only.
+
+    Args:
+        codes: [n] int64 values, -1 missing.
+    """
+    size = len(codes)
     if not size:
         return np.zeros(0), np.zeros(0)
-    change = column.ne_missing(column.shift(1)).to_numpy() | opening
+    change = opening.copy()
+    change[1:] |= codes[1:] != codes[:-1]
     begin = np.maximum.accumulate(np.where(change, np.arange(size), 0))
     streak = np.arange(size) - begin + 1.0
-    pair = pl.DataFrame({"e": entity, "v": column})
-    first = pair.is_duplicated() if size == 0 else pair.select(
-        pl.struct("e", "v").is_first_distinct() & pl.col("v").is_not_null()
-    ).to_series()
-    return streak, first.to_numpy().astype(np.float64)
+    _, earliest = np.unique(entity * (codes.max() + 2) + codes + 1, return_index=True)
+    first = np.zeros(size)
+    first[earliest] = 1.0
+    first[codes < 0] = 0.0
+    return streak, first
 
 
 class RangeStatistics:
@@ -199,6 +224,7 @@ class RangeStatistics:
         self.newer = (self.row - start[owner]) * 2 >= (stop - start)[owner]
         self._windows: dict[str, tuple[Segments, np.ndarray | None]] = {}
         self._sums: dict[str, np.ndarray] = {}
+        self._means: dict[str, np.ndarray] = {}
         self._extremes: dict[tuple[str, str], np.ndarray] = {}
 
     @cached_property
@@ -272,7 +298,9 @@ class RangeStatistics:
 
     def mean(self, window: str) -> np.ndarray:
         """[Kn, S]; NaN without a value."""
-        return divide(self.sum(window), self.present(window))
+        if window not in self._means:
+            self._means[window] = divide(self.sum(window), self.present(window))
+        return self._means[window]
 
     def std(self, window: str) -> np.ndarray:
         """[Kn, S] population standard deviation; NaN without a value."""

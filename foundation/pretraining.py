@@ -10,34 +10,44 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import importlib.metadata
-import json
-import platform
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
 import torch
 
-from foundation import strict
 from foundation.aggregates import AggregateSpec
 from foundation.backbone import RiskBackbone, RiskBackboneConfig
-from foundation.boosted import BoostSettings, Forecasters, fit_forecasters
-from foundation.checkpoint import AGGREGATES, CARD, RUN, SCHEMA, TOKENIZER, read_json, write_json
-from foundation.errors import ArtifactError, ConfigError, DataError
+from foundation.boosted import Forecasters, fit_forecasters
+from foundation.checkpoint import (
+    AGGREGATES,
+    CARD,
+    SCHEMA,
+    TOKENIZER,
+    save_weights,
+    write_json,
+)
+from foundation.errors import ArtifactError, ConfigError, DataError, listing, nearest
 from foundation.history import DAY_US, ProfileHistory, Timeline
-from foundation.objectives import ObjectiveConfig, Objectives, TrainingBatch, training_batch
+from foundation.objectives import Objectives, TrainingBatch, training_batch
+from foundation.pretrain_config import (
+    PretrainConfig,
+    activity_horizons,
+    checked,
+    load_pretrain_config,
+)
+from foundation.run_record import PARTIAL, card, close_work, open_work, versions
 from foundation.schema import Schema, fingerprint, schema_to_dict
 from foundation.store import EventStore
 from foundation.targets import SLACK, outcome_targets, target_names
 from foundation.tokenizer import Tokenizer
-from foundation.training import OptimizerConfig, PretrainingModule, train
+from foundation.training import PretrainingModule, Progress, train
 from foundation.windows import (
     WindowBatches,
     WindowSampler,
@@ -47,94 +57,90 @@ from foundation.windows import (
     pool_cut,
 )
 
-PARTIAL = ".unfinished"
-PACKAGES = ("torch", "pytorch-lightning", "transformers", "numpy", "polars", "lightgbm")
-SAMPLED_ACTIVITY = 30
+__all__ = ["PretrainConfig", "PretrainRun", "load_pretrain_config", "pretrain", "run_pretraining"]
 
 
-class SizeConfig(strict.Strict):
-    """Sizes of the network; see `foundation.backbone.RiskBackboneConfig`."""
+@dataclass(frozen=True)
+class PretrainRun:
+    """A finished run: its directory and what run.json says."""
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    hidden: int = 256
-    fusion_hidden: int = 128
-    slot_width: int = 64
-    hash_rows: int = 4096
-    name_rows: int = 512
-    knots: int = 16
-    dropout: float = 0.0
-    bidirectional: bool = False
+    path: Path
+    facts: dict[str, Any]
 
-
-class PretrainConfig(strict.Strict):
-    """One pretraining run.
-
-    Attributes:
-        steps: optimizer steps; 0 derives them from `epochs`, passes over the entities.
-        batch_events: events per step, from which the number of windows follows.
-        max_events, queries: longest window, query tokens per window.
-        cuts: cuts per entity in the pool of targets.
-        activity_days: horizons of the automatic targets; empty takes those of the outcomes.
-        validation_share: share of entities held out for the validation loss.
-        boosted: whether forecasters of declared outcomes are fitted beside the network.
-        threads: of torch and of the forecasters.
-    """
-
-    name: str = "nano"
-    model: SizeConfig = SizeConfig()
-    objectives: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    steps: int = 0
-    epochs: float = 20.0
-    batch_events: int = 4096
-    max_events: int = 256
-    queries: int = 4
-    cuts: int = 24
-    activity_days: tuple[int, ...] = ()
-    validation_share: float = 0.05
-    validation_batches: int = 8
-    validate_every: int = 200
-    checkpoint_every: int = 200
-    boosted: bool = True
-    boost: BoostSettings = BoostSettings()
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    devices: int = 1
-    threads: int = 2
-    seed: int = 0
+    def summary(self) -> str:
+        """One line for people."""
+        facts, network = self.facts, self.facts["network"]
+        parts = [f"{facts['events']:,} events of {facts['entities']:,} entities"]
+        if network is None:
+            parts.append("no network, there was no event to learn from")
+        else:
+            parts.append(f"{network['parameters']:,} weights, {network['steps']:,} steps")
+            if network["validation"]:
+                parts.append(f"held-out loss {network['validation'][-1]['loss']:.4f}")
+        parts.append(f"{len(facts['forecasters'])} boosted forecasters")
+        return "; ".join([*parts, f"{facts['seconds']:.0f} s"])
 
 
-def load_pretrain_config(path: str | Path) -> PretrainConfig:
-    """Read a YAML strictly and check that its values can be trained with.
+def run_pretraining(
+    config: PretrainConfig,
+    store_dir: str | Path,
+    out_dir: str | Path,
+    until: str | None = None,
+    entities: str | Path | None = None,
+    exclude_entities: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> PretrainRun:
+    """Pretrain as the command line does.
+
+    Args:
+        until: ISO date or time, UTC unless it carries an offset.
+        entities, exclude_entities: files with one id per line, or tables (CSV, Parquet) with a
+            column `entity_id`.
+        progress: called with (steps done, steps in all). say: takes plain lines.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or an impossible value.
+        ConfigError, DataError, ArtifactError: as `pretrain`.
     """
-    return checked(strict.load(PretrainConfig, path), str(path))
+    moment = None
+    if until:
+        try:
+            moment = dt.datetime.fromisoformat(until)
+        except ValueError:
+            raise ConfigError(f"--until '{until}' is no date; write 2017-09-01") from None
+    return pretrain(
+        config, store_dir, out_dir, moment, read_entities(entities),
+        read_entities(exclude_entities), resume, progress, say,
+    )
 
 
-def checked(config: PretrainConfig, where: str = "pretraining") -> PretrainConfig:
-    """The config itself.
+def read_entities(path: str | Path | None) -> pl.Series | None:
+    """Entity ids of a file, None for no file.
 
     Raises:
-        ConfigError: naming the key whose value cannot work.
+        DataError: the file is missing, unreadable or lacks the column `entity_id`.
     """
-    sizes = config.model
-    for key, fault in {
-        "model.width: must be a multiple of 4 * model.heads": sizes.width % (4 * sizes.heads),
-        "batch_events, max_events, queries, cuts, threads, devices: must be at least 1":
-            min(config.batch_events, config.max_events, config.queries, config.cuts,
-                config.threads, config.devices) < 1,
-        "validation_share: must be in [0, 0.5]": not 0 <= config.validation_share <= 0.5,
-        "steps, epochs: one must be positive": config.steps <= 0 and config.epochs <= 0,
-        "model.bidirectional: events would see the next event; set objectives.next_event: 0 "
-        "and queries: 1": sizes.bidirectional
-            and (config.objectives.next_event > 0 or config.queries > 1),
-    }.items():
-        if fault:
-            raise ConfigError(f"{where}: {key}")
-    return config
+    if path is None:
+        return None
+    path = Path(path)
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            frame = pl.read_parquet(path)
+        elif path.suffix in (".csv", ".tsv"):
+            separator = "\t" if path.suffix == ".tsv" else ","
+            frame = pl.read_csv(path, separator=separator, infer_schema=False)
+        else:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            frame = pl.DataFrame({"entity_id": [line for line in lines if line]})
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as exc:
+        raise DataError(f"{path}: cannot be read as a list of entities: {exc}") from None
+    if "entity_id" not in frame.columns:
+        raise DataError(
+            f"{path}: no column 'entity_id'{nearest('entity_id', frame.columns)}; "
+            f"columns: {listing(frame.columns)}"
+        )
+    return frame["entity_id"].cast(pl.String)
 
 
 def pretrain(
@@ -145,27 +151,26 @@ def pretrain(
     entities: Sequence[str] | pl.Series | None = None,
     exclude_entities: Sequence[str] | pl.Series | None = None,
     resume: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
     callbacks: Sequence[Any] = (),
-) -> Path:
+) -> PretrainRun:
     """Pretrain a backbone.
 
     Args:
         until: UTC; nothing known at or after it is read. None reads everything.
         entities, exclude_entities: learn from these only, or from all but these.
         resume: continue an interrupted run of the same configuration and data.
-        progress: takes plain progress lines; None is silent.
+        progress: called with (steps done, steps in all) as training goes on.
+        say: takes plain lines; None is silent.
         callbacks: further Lightning callbacks.
-
-    Returns:
-        The finished backbone directory.
 
     Raises:
         ConfigError: the configuration cannot work.
         DataError: the store holds nothing to learn from.
         ArtifactError: `out_dir` is finished already, or holds another run's state.
     """
-    begun, say = time.monotonic(), progress or (lambda line: None)
+    begun, say = time.monotonic(), say or (lambda line: None)
     checked(config)
     out_dir = Path(out_dir)
     if out_dir.exists():
@@ -188,18 +193,21 @@ def pretrain(
         "store_version": store.version,
         "schema_fingerprint": fingerprint(store.schema),
         "until": _iso(until_us),
+        "last_known_us": int(timeline.known_us.max()) if len(timeline) else None,
         "entity_digest": _digest(chosen),
     }
     work = out_dir.with_name(out_dir.name + PARTIAL)
-    _open_work(work, facts, resume)
+    open_work(work, facts, resume)
     tokenizer = Tokenizer.fit(store.schema, timeline, profile)
     spec = AggregateSpec.fit(store.schema, timeline, profile, until_us=until_us, seed=config.seed)
     say(f"tokenizer: {tokenizer.size:,} codes; {len(spec.columns):,} aggregate columns")
     forecasters = _forecasters(config, store.schema, timeline, profile, spec, until_us, say)
     network = None
     if len(timeline):
-        network = _network(config, timeline, profile, tokenizer, until_us, work, resume, progress,
-                           callbacks)
+        network = _network(
+            config, timeline, profile, tokenizer, until_us, work, resume, say,
+            [Progress(say, progress), *callbacks],
+        )
     else:
         say("no event to learn from: no network, tokenizer and aggregates only")
     (work / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
@@ -214,16 +222,12 @@ def pretrain(
         "entities": len(timeline.entity_ids),
         "network": network,
         "forecasters": list(forecasters.names) if forecasters else [],
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-        "python": platform.python_version(),
-        "riskfm": _own_version(),
-        "code": code_digest(),
+        **versions(),
         "seconds": round(time.monotonic() - begun, 1),
     }
     (work / CARD).write_text(card(run, store.schema), encoding="utf-8")
-    _close_work(work, out_dir, run)
-    say(f"backbone written to {out_dir}")
-    return out_dir
+    close_work(work, out_dir, run)
+    return PretrainRun(out_dir, run)
 
 
 def prepare(
@@ -269,7 +273,7 @@ def prepare(
 def _network(
     config: PretrainConfig, timeline: Timeline, profile: ProfileHistory | None,
     tokenizer: Tokenizer, until_us: int, work: Path, resume: bool,
-    say: Callable[[str], None] | None, callbacks: Sequence[Any],
+    say: Callable[[str], None], callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Train and save the network; returns what run.json says about it."""
     make, validation, steps = prepare(config, timeline, profile, tokenizer, until_us)
@@ -278,13 +282,12 @@ def _network(
         model, Objectives(config.objectives, model.config), config.optimizer, steps, config.seed
     )
     count = sum(p.numel() for p in model.parameters())
-    if say:
-        say(f"network: {count:,} weights, {steps:,} steps")
+    say(f"network: {count:,} weights, {steps:,} steps")
     curve = train(
         module, make, validation, work, steps, config.checkpoint_every, config.validate_every,
-        config.precision, config.devices, resume, say, callbacks,
+        config.precision, config.devices, resume, callbacks,
     )
-    model.save_pretrained(work)
+    save_weights(model, work)
     return {"parameters": count, "steps": steps, "validation": curve}
 
 
@@ -300,12 +303,6 @@ def build_model(config: PretrainConfig, schema: Schema, tokenizer: Tokenizer) ->
             schema_fingerprint=fingerprint(schema),
         )
     ).bind(tokenizer)
-
-
-def activity_horizons(config: PretrainConfig, schema: Schema) -> tuple[int, ...]:
-    """Horizons of the automatic targets in days."""
-    declared = {h for o in schema.parsed_outcomes() for h in o.horizons} | {*schema.horizons_days}
-    return config.activity_days or tuple(sorted(declared)) or (SAMPLED_ACTIVITY,)
 
 
 def held_out(entity_ids: pl.Series, share: float) -> np.ndarray:
@@ -345,70 +342,6 @@ def _chosen(
     if not len(wanted):
         raise DataError("no entity is left to learn from; check the entity files")
     return wanted
-
-
-def _open_work(work: Path, facts: dict[str, Any], resume: bool) -> None:
-    """An empty work directory, or the one of the same interrupted run."""
-    mark = work / "started.json"
-    if resume and mark.is_file():
-        before = read_json(mark)
-        other = sorted(k for k in facts if before.get(k) != json.loads(json.dumps(facts[k])))
-        if other:
-            raise ArtifactError(
-                f"{work}: belongs to a run with another {other[0]}; start without --resume"
-            )
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_json(mark, facts)
-
-
-def _close_work(work: Path, out_dir: Path, run: dict[str, Any]) -> None:
-    """Drop what only the run needed, write run.json last, rename."""
-    for name in ("started.json", "trainer.safetensors"):
-        (work / name).unlink(missing_ok=True)
-    write_json(work / RUN, run)
-    work.rename(out_dir)
-
-
-def card(run: dict[str, Any], schema: Schema) -> str:
-    """The model card."""
-    network = run["network"]
-    lines = [
-        f"# Backbone {run['config']['name']} on {schema.name}", "",
-        f"Pretrained without labels on {run['events']:,} events of {run['entities']:,} entities, "
-        f"known before {run['until']}.", "",
-        f"- sources: {', '.join(schema.source_names) or 'none'}",
-        f"- forecasts: {', '.join(target_names(schema.parsed_outcomes())) or 'none declared'}",
-        f"- boosted forecasters: {', '.join(run['forecasters']) or 'none'}",
-        f"- tokenizer {run['tokenizer_fingerprint']}, schema {run['schema_fingerprint']}",
-        f"- {run['seconds']:.0f} seconds, seed {run['config']['seed']}, code {run['code']}",
-    ]
-    if network is None:
-        lines.append("- no network: there was no event to learn from")
-    else:
-        last = network["validation"][-1] if network["validation"] else {}
-        losses = ", ".join(f"{k} {v:.4f}" for k, v in last.items() if k != "step")
-        lines.append(f"- network: {network['parameters']:,} weights, {network['steps']:,} steps; "
-                     f"held-out losses: {losses or 'not measured'}")
-    lines += ["", "Limits: it knows only behaviour that stood in these sources; forecasts are as "
-              "good as the declared outcomes; check it on each population before use."]
-    return "\n".join(lines) + "\n"
-
-
-def code_digest() -> str:
-    """Digest of the source of this package: 16 hex digits."""
-    found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(path.name.encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("riskfm")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def _digest(chosen: pl.Series | None) -> str:

@@ -98,6 +98,6 @@ def chunks(counts: np.ndarray, limit: int) -> Iterator[slice]:
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b in float64, NaN where b is zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(b == 0, np.nan, a / np.where(b == 0, 1.0, b))
+    """a / b in float64, NaN where b is zero or missing."""
+    out = np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan)
+    return np.divide(a, b, out=out, where=np.not_equal(b, 0))

@@ -151,12 +151,14 @@ def _series(column: SlotColumn) -> pl.Series:
 
 def _read(timeline: Timeline, source: int, rows: np.ndarray) -> dict[str, pl.Series]:
     """The fields of a source's frame at some rows; untouched where these are all rows in order."""
-    name, frame = timeline.schema.source_names[source], timeline.frames[source]
+    frame = timeline.frames[source]
+    fields = timeline.schema.sources[timeline.schema.source_names[source]].fields
+    wanted = {*fields, *(field + SHARED_SUFFIX for field in fields)}
     if len(rows) != len(frame) or not np.array_equal(rows, np.arange(len(frame))):
-        fields = timeline.schema.sources[name].fields
-        wanted = {*fields, *(field + SHARED_SUFFIX for field in fields)}
-        frame = pl.DataFrame([c for c in frame.get_columns() if c.name in wanted])[rows]
-    return {c.name: c for c in frame.get_columns()}
+        if len(rows) > _SMALL:  # making a frame of the fields alone pays from here on
+            frame = frame.select([c for c in frame.columns if c in wanted or c == "known_at"])
+        frame = frame[rows]
+    return {c.name: c for c in frame.get_columns() if c.name in wanted}
 
 
 def _as(column: pl.Series, dtype: pl.DataType) -> pl.Series:

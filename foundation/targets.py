@@ -22,8 +22,12 @@ from foundation.slots import source_values
 
 SLACK = 0.1
 _COMPARE = {
-    "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
-    "=": np.equal, "!=": np.not_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "=": np.equal,
+    "!=": np.not_equal,
 }
 
 
@@ -132,7 +136,11 @@ class _Reader:
 
 
 def _answer(
-    reader: _Reader, outcome: Outcome, entity: np.ndarray, cut_us: np.ndarray, horizon: np.int64,
+    reader: _Reader,
+    outcome: Outcome,
+    entity: np.ndarray,
+    cut_us: np.ndarray,
+    horizon: np.int64,
     exposed: bool,
 ) -> np.ndarray:
     """[S] float64 of 0, 1 or NaN (undefined), whatever its maturity."""
@@ -170,7 +178,10 @@ def _hits(reader: _Reader, outcome: Outcome) -> np.ndarray:
 
 
 def _total(
-    reader: _Reader, outcome: Outcome, start: np.ndarray, stop: np.ndarray,
+    reader: _Reader,
+    outcome: Outcome,
+    start: np.ndarray,
+    stop: np.ndarray,
     known_before: np.ndarray | None = None,
 ) -> np.ndarray:
     """[S] count or sum over ranges of events, of those known before `known_before` ([S])."""
@@ -198,9 +209,7 @@ def _last_window(
     return np.where(some, _total(reader, outcome, start, stop, cut_us), np.nan)
 
 
-def _last_value(
-    reader: _Reader, key: str, entity: np.ndarray, cut_us: np.ndarray
-) -> np.ndarray:
+def _last_value(reader: _Reader, key: str, entity: np.ndarray, cut_us: np.ndarray) -> np.ndarray:
     """[S] the value of a source's last event (timeline order) known before the cut."""
     source, _, field = key.partition(".")
     t = reader.timeline
@@ -224,18 +233,20 @@ def past_cuts(
     rng: np.random.Generator,
     per_entity: int = 12,
     anchored: float = 0.0,
+    anchors: tuple[int, ...] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Earlier moments at which to rehearse the forecast.
 
     Two kinds are mixed. Grid cuts stand whole calendar months before `until`, so that they see
     the same phase of billing cycles as `until` itself. Anchored cuts stand just before an event
-    of the entity became known, as decisions do that are triggered by an event. Every cut lies at
-    least the shortest horizon after the entity's first event.
+    of the entity became known, as decisions do that are triggered by an event. Every cut has
+    history; a grid cut lies at least the shortest horizon after the entity's first event.
 
     Args:
         horizons_days: a cut is kept when its shortest horizon has matured by `until`.
         per_entity: cuts per entity at most, drawn without replacement.
         anchored: share of anchored cuts, 0 to 1.
+        anchors: sources whose events anchor, by index; empty for all.
     Returns:
         entity [S] int64, cut_us [S] int64, sorted by entity and time; each cut has history.
     """
@@ -249,7 +260,9 @@ def past_cuts(
     moments = months_before(until_us, latest, int(earliest.min()) - 1)
     entity, cut_us = np.repeat(np.arange(size), len(moments)), np.tile(moments, size)
     grid = _draw(entity, cut_us, earliest, latest, per_entity - share, rng)
-    events = _draw(timeline.entity, timeline.known_us, earliest, latest, share, rng)
+    begun = timeline.known_us[timeline.offsets[:-1]] + 1
+    some = np.isin(timeline.source, anchors) if anchors else np.ones(len(timeline), dtype=bool)
+    events = _draw(timeline.entity[some], timeline.known_us[some], begun, latest, share, rng)
     pairs = np.unique(np.concatenate([grid, events], axis=1), axis=1)
     return pairs[0], pairs[1]
 
@@ -266,7 +279,11 @@ def months_before(until_us: int, latest: int, earliest: int) -> np.ndarray:
 
 
 def _draw(
-    entity: np.ndarray, cut_us: np.ndarray, earliest: np.ndarray, latest: int, count: int,
+    entity: np.ndarray,
+    cut_us: np.ndarray,
+    earliest: np.ndarray,
+    latest: int,
+    count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """[2, S] at most `count` random pairs of each entity, earliest[entity] <= cut <= latest."""

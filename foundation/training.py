@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from torch.utils.data import DataLoader, IterableDataset
@@ -174,30 +173,32 @@ def make_optimizer(module: PretrainingModule, config: OptimizerConfig) -> torch.
 
 
 class Progress(Callback):
-    """Plain lines every few seconds: step, rate, remaining time, loss."""
+    """Reports steps as they are done, and a plain line every few seconds."""
 
-    def __init__(self, say: Callable[[str], None], steps: int) -> None:
-        self.say, self.steps, self.events = say, steps, 0.0
+    def __init__(
+        self, say: Callable[[str], None], count: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.say, self.count, self.events = say, count, 0.0
         self.begun = self.told = time.monotonic()
         self.first: int | None = None
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: TrainingBatch,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: TrainingBatch, batch_idx: int
+    ) -> None:
+        done, steps, now = trainer.global_step, trainer.max_steps, time.monotonic()
+        if self.count is not None:
+            self.count(done, steps)
         if self.first is None:
-            self.first, self.begun = trainer.global_step, time.monotonic()
+            self.first, self.begun = done, now
             return
         self.events += float(batch.length.sum())
-        now = time.monotonic()
-        if now - self.told < LINE_SECONDS and trainer.global_step < self.steps:
+        if now - self.told < LINE_SECONDS and done < steps:
             return
         self.told, elapsed = now, max(now - self.begun, 1e-9)
-        left = (self.steps - trainer.global_step) * elapsed / (trainer.global_step - self.first)
-        validation = trainer.callback_metrics.get("validation/loss")
-        tail = "" if validation is None else f", validation {float(validation):.4f}"
+        left = (steps - done) * elapsed / (done - self.first)
         self.say(
-            f"step {trainer.global_step:,} of {self.steps:,}, "
-            f"{self.events / elapsed:,.0f} events/s, {left:,.0f} s left, "
-            f"loss {float(trainer.callback_metrics['train/loss']):.4f}{tail}"
+            f"step {done:,} of {steps:,}, {self.events / elapsed:,.0f} events/s, "
+            f"{left:,.0f} s left, loss {float(trainer.callback_metrics['train/loss']):.4f}"
         )
 
 
@@ -247,7 +248,6 @@ def train(
     precision: str,
     devices: int,
     resume: bool,
-    say: Callable[[str], None] | None,
     callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, float]]:
     """Run the steps that are left.
@@ -255,16 +255,14 @@ def train(
     Args:
         work: directory of the trainer state and the logs.
         resume: continue from the state in `work`, if there is one.
-        say: takes progress lines; None trains in silence.
 
     Returns:
         The validation curve: step and losses.
     """
     state = work / STATE
     first = int(load_state(state)["global_step"]) if resume and state.is_file() else 0
+    part = f"-from-{first}" if first else ""
     curve = Curve()
-    live = say is not None and sys.stderr.isatty()
-    told = [RichProgressBar()] if live else [Progress(say, steps)] if say else []
     quiet = logging.getLogger("pytorch_lightning")
     before = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -274,14 +272,14 @@ def train(
             trainer = pl.Trainer(
                 max_steps=steps, max_epochs=-1, precision=precision, devices=devices,
                 accelerator="auto", plugins=[StateIO()], enable_checkpointing=False,
-                enable_model_summary=False, enable_progress_bar=live, num_sanity_val_steps=0,
+                enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
                 gradient_clip_val=module.settings.clip, use_distributed_sampler=False,
                 check_val_every_n_epoch=None, log_every_n_steps=10,
                 val_check_interval=min(validate_every, steps) if validation else None,
                 limit_val_batches=len(validation) if validation else 0,
-                logger=[CSVLogger(str(work), name="logs", version="csv"),
-                        TensorBoardLogger(str(work), name="logs", version="tensorboard")],
-                callbacks=[*told, curve, *callbacks, KeepState(state, checkpoint_every)],
+                logger=[CSVLogger(str(work), name="logs", version=f"csv{part}"),
+                        TensorBoardLogger(str(work), name="logs", version=f"tensorboard{part}")],
+                callbacks=[curve, *callbacks, KeepState(state, checkpoint_every)],
             )
             if first < steps:
                 trainer.fit(

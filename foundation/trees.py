@@ -7,7 +7,9 @@ ai.onnx.ml TreeEnsembleRegressor. onnxmltools converts one booster at a time and
 several into the targets of one node, hence this writer.
 
 Routing of missing values follows LightGBM's Tree::NumericalDecision: with missing type NaN a NaN
-takes the default side, with missing type None it counts as zero.
+takes the default side, with missing type None it counts as zero. LightGBM also reads magnitudes
+up to 1e-35 as zero, ONNX Runtime does not: inputs must be zero or larger than that, as aggregates
+are.
 
 Shapes: B rows, F features, T targets, m inner nodes of one tree, m + 1 leaves.
 """
@@ -138,8 +140,14 @@ def boosters_to_onnx(
             for tree in read_trees(booster):
                 nodes.add(tree, target, 1.0 / len(boosters))
     ensemble = helper.make_node(
-        "TreeEnsembleRegressor", ["x"], ["margin"], domain="ai.onnx.ml", n_targets=len(models),
-        aggregate_function="SUM", post_transform="NONE", **nodes.attributes(),
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["margin"],
+        domain="ai.onnx.ml",
+        n_targets=len(models),
+        aggregate_function="SUM",
+        post_transform="NONE",
+        **nodes.attributes(),
     )
     last = "Identity" if output == "margin" else "Sigmoid"
     graph = helper.make_graph(

@@ -188,9 +188,14 @@ class Application:
         assert call.key is not None
         written = runtime.audit.append(
             {
-                "request_id": call.request_id, "key_id": call.key.id, "package": loaded.id,
-                "digest": str(loaded.package.manifest["digest"]), "as_of": given.as_of,
-                "score": float(row.score), "points": int(row.points), "band": row.band,
+                "request_id": call.request_id,
+                "key_id": call.key.id,
+                "package": loaded.id,
+                "digest": str(loaded.package.manifest["digest"]),
+                "as_of": given.as_of,
+                "score": float(row.score),
+                "points": int(row.points),
+                "band": row.band,
             },
             envelope.entity_id,
         )
@@ -327,7 +332,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 def _ref(loaded: Loaded) -> PackageRef:
     manifest = loaded.package.manifest
     return PackageRef(
-        loaded.id, str(manifest.get("name", "")), str(manifest.get("channel", "")),
+        loaded.id,
+        str(manifest.get("name", "")),
+        str(manifest.get("channel", "")),
         str(manifest["digest"]),
     )
 

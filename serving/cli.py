@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from foundation.errors import RiskfmError, UserError
 from serving.progress import Reporter
@@ -185,14 +186,18 @@ def pretrain(
     entities: Path | None, exclude_entities: Path | None, quiet: bool,
 ) -> None:
     """Pretrain a backbone on unlabelled histories."""
-    from serving.pretrain_command import run_pretraining
+    from foundation.pretraining import load_pretrain_config, run_pretraining
 
-    run = run_pretraining(
-        config, store, output, until=until, entities=entities,
-        exclude_entities=exclude_entities, resume=resume, epochs=epochs,
-        reporter=Reporter(quiet),
-    )
-    click.echo(f"wrote {output}: {run}")
+    settings = load_pretrain_config(config)
+    if epochs is not None:
+        settings = msgspec.structs.replace(settings, epochs=epochs)
+    reporter = Reporter(quiet)
+    with reporter.bar("pretrain") as bar:
+        run = run_pretraining(
+            settings, store, output, until=until, entities=entities,
+            exclude_entities=exclude_entities, resume=resume, progress=bar, say=reporter.say,
+        )
+    click.echo(f"wrote {output}: {run.summary()}")
 
 
 @cli.command()

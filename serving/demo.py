@@ -31,9 +31,9 @@ def run_demo(output: Path, port: int, reporter: Reporter) -> None:
         UserError: the directory holds something else, or the `demo` extra is not installed.
     """
     from finetune.adaptation import AdaptSettings, run_adaptation
+    from foundation.pretraining import load_pretrain_config, run_pretraining
     from foundation.store import import_events
     from serving.journey_data import prepare
-    from serving.pretrain_command import run_pretraining
 
     started = time.perf_counter()
     _fresh(output)
@@ -49,11 +49,13 @@ def run_demo(output: Path, port: int, reporter: Reporter) -> None:
     for line in summary.lines():
         reporter.say(f"    {line}")
     reporter.say(f"3/6 pretraining on what was known before {UNTIL}, without labels")
-    run = run_pretraining(
-        configs / "pretrain" / "demo.yaml", output / "store", output / "backbone", until=UNTIL,
-        exclude_entities=journey.test, reporter=reporter,
-    )
-    reporter.say(f"    {run}")
+    settings = load_pretrain_config(configs / "pretrain" / "demo.yaml")
+    with reporter.bar("pretrain") as bar:
+        run = run_pretraining(
+            settings, output / "store", output / "backbone", until=UNTIL,
+            exclude_entities=journey.test, progress=bar, say=reporter.say,
+        )
+    reporter.say(f"    {run.summary()}")
     reporter.say("4/6 adaptation with 300 labels, judged on other households eight weeks later")
     result = run_adaptation(
         output / "backbone", output / "store", journey.samples, output / "model",

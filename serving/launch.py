@@ -29,7 +29,10 @@ from serving.settings import Settings, absolute, load_settings, to_environment
 
 SERVICE = "serving.service:RiskfmService"
 _THREADS = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
     "POLARS_MAX_THREADS",
 )
 
@@ -57,8 +60,10 @@ def serve(
         UserError: packages, keys or the port are at fault.
     """
     settings = msgspec.structs.replace(
-        settings or load_settings(), packages=tuple(str(p) for p in packages),
-        keys=str(keys_path), workers=workers,
+        settings or load_settings(),
+        packages=tuple(str(p) for p in packages),
+        keys=str(keys_path),
+        workers=workers,
     )
     loaded = check(settings, port, host)
     key = ensure_key(settings.keys)
@@ -94,16 +99,25 @@ def check(settings: Settings, port: int, host: str = "127.0.0.1") -> tuple[str, 
         ConfigError: a wrong address or a taken port.
         ArtifactError: a damaged package.
     """
+    check_port(port, host)
+    scorer = Scorer(settings)
+    scorer.close()
+    return tuple(scorer.packages)
+
+
+def check_port(port: int, host: str = "127.0.0.1") -> None:
+    """Look whether a port is free.
+
+    Raises:
+        ConfigError: the address is wrong or the port is taken.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as exc:
-            raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror}") from None
-    scorer = Scorer(settings)
-    scorer.close()
-    return tuple(scorer.packages)
+            raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror or exc}") from None
 
 
 def ensure_key(path: str | Path, name: str = "development") -> str | None:
@@ -144,6 +158,7 @@ def running_service(
         settings = msgspec.structs.replace(settings, packages=(str(package_dir),))
         key = create_key(settings.keys, "temporary", SCOPES)
         port = port or free_port()
+        check_port(port)
         log = Path(scratch) / "service.log"
         process = _start(settings, port, "127.0.0.1", scratch, log, environment)
         url = f"http://127.0.0.1:{port}"
@@ -166,30 +181,51 @@ def free_port() -> int:
 
 
 def _start(
-    settings: Settings, port: int, host: str, scratch: str, log: Path | None,
+    settings: Settings,
+    port: int,
+    host: str,
+    scratch: str,
+    log: Path | None,
     more: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     root = str(Path(__file__).resolve().parent.parent)
     python_path = [part for part in (os.environ.get("PYTHONPATH"), root) if part]
     threads = dict.fromkeys(_THREADS, str(settings.threads))
     environment = (
-        os.environ | threads | to_environment(absolute(settings))
+        os.environ
+        | threads
+        | to_environment(absolute(settings))
         | {
-            "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": scratch,
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": scratch,
             "PYTHONPATH": os.pathsep.join(python_path),
         }
         | dict(more or {})
     )
     command = [
-        sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port),
-        "--working-dir", root,
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        SERVICE,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--working-dir",
+        root,
     ]
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(log, "wb")) if log is not None else None
         # A session of its own: a stop reaches the supervisor and every worker.
         return subprocess.Popen(
-            command, env=environment, cwd=scratch, stdin=subprocess.DEVNULL,
-            stdout=out, stderr=subprocess.STDOUT if out else None, start_new_session=True,
+            command,
+            env=environment,
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT if out else None,
+            start_new_session=True,
         )
 
 

@@ -33,18 +33,22 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     entity_id: EntityId
     as_of: Annotated[
         str | None,
-        Meta(description="ISO 8601 moment of the decision; default now. Only what was known "
-                         "before it counts. Without a zone it is read in the schema's."),
+        Meta(
+            description="ISO 8601 moment of the decision; default now. Only what was known "
+            "before it counts. Without a zone it is read in the schema's."
+        ),
     ] = None
     package: Annotated[
         str | None, Meta(description="Package id; may be left out where one is the default.")
     ] = None
     events: Annotated[
         dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None],
-        Meta(description="Per source a list of events, or one object of equally long columns. "
-                         "Each event has event_time, optionally known_at, and the source's "
-                         "fields; a field left out is missing. Times without a zone are read in "
-                         "the source's zone."),
+        Meta(
+            description="Per source a list of events, or one object of equally long columns. "
+            "Each event has event_time, optionally known_at, and the source's "
+            "fields; a field left out is missing. Times without a zone are read in "
+            "the source's zone."
+        ),
     ] = {}
     profile: Annotated[
         dict[str, Value] | None,
@@ -181,9 +185,17 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 CODES = {
-    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found",
-    405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type",
-    422: "invalid", 429: "too_many_requests", 500: "internal", 503: "unavailable",
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid",
+    429: "too_many_requests",
+    500: "internal",
+    503: "unavailable",
 }
 
 

@@ -29,23 +29,34 @@ class Metrics:
         registry = CollectorRegistry()
         self._registry = registry
         self._requests = Counter(
-            "riskfm_requests_total", "Requests by route, status and package.",
-            ("route", "status", "package"), registry=registry,
+            "riskfm_requests_total",
+            "Requests by route, status and package.",
+            ("route", "status", "package"),
+            registry=registry,
         )
         self._seconds = Histogram(
-            "riskfm_request_seconds", "Time from request to answer.",
-            ("route",), buckets=_SECONDS, registry=registry,
+            "riskfm_request_seconds",
+            "Time from request to answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._model = Histogram(
-            "riskfm_model_seconds", "Time inside the package, without the waiting.",
-            ("package",), buckets=_SECONDS, registry=registry,
+            "riskfm_model_seconds",
+            "Time inside the package, without the waiting.",
+            ("package",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._scores = Histogram(
             "riskfm_score", "Scores given.", ("package",), buckets=_SCORES, registry=registry
         )
         self._waiting = Gauge(
-            "riskfm_waiting", "Requests waiting or being scored.",
-            ("package",), registry=registry, multiprocess_mode="livesum",
+            "riskfm_waiting",
+            "Requests waiting or being scored.",
+            ("package",),
+            registry=registry,
+            multiprocess_mode="livesum",
         )
 
     def request(self, route: str, status: int, package: str, seconds: float) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -38,8 +38,13 @@ from serving.times import Clock, iso
 _SALT = secrets.token_bytes(32)
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 _JSON_TYPES: dict[str, Any] = {
-    "number": float, "money": float, "boolean": bool | int | Text, "timestamp": Text,
-    "category": bool | int | float | Text, "text": Text, "identifier": int | Text,
+    "number": float,
+    "money": float,
+    "boolean": bool | int | Text,
+    "timestamp": Text,
+    "category": bool | int | float | Text,
+    "text": Text,
+    "identifier": int | Text,
 }
 
 
@@ -82,7 +87,8 @@ class RequestReader:
         self._clock = Clock(schema.time_zone)
         self._sources = {
             name: _Table(
-                source.fields, Clock(schema.zone(name)),
+                source.fields,
+                Clock(schema.zone(name)),
                 duration_seconds(source.delay, name) * 1_000_000,
             )
             for name, source in schema.sources.items()
@@ -109,8 +115,10 @@ class RequestReader:
             table = self._sources.get(name)
             if table is None:
                 raise ApiError(
-                    422, f"unknown source '{name[:80]}'{nearest(name, self._sources)}; "
-                    f"sources: {listing(self._sources)}", f"events.{name[:80]}",
+                    422,
+                    f"unknown source '{name[:80]}'{nearest(name, self._sources)}; "
+                    f"sources: {listing(self._sources)}",
+                    f"events.{name[:80]}",
                 )
             frame, known_us = table.read(raw, f"events.{name}", request.entity_id, limit_us)
             if not len(known_us):
@@ -118,9 +126,7 @@ class RequestReader:
             frames[name] = frame
             total += len(known_us)
             if total > self._max_events:
-                raise ApiError(
-                    413, f"more than {self._max_events} events in one request", "events"
-                )
+                raise ApiError(413, f"more than {self._max_events} events in one request", "events")
             used += int((known_us < as_of_us).sum())
             if table.has_identifiers and "sharing_unknown" not in flags:
                 flags.append("sharing_unknown")
@@ -173,7 +179,9 @@ class _Table:
             "Event",
             [("event_time", Text), ("known_at", Text | None, None)]
             + [(f"f{n}", kind, None) for n, kind in enumerate(types)],
-            forbid_unknown_fields=True, kw_only=True, rename=rename,
+            forbid_unknown_fields=True,
+            kw_only=True,
+            rename=rename,
         )
         columns: list[tuple[str, Any, Any]] = [
             (f"f{n}", list[kind] | UnsetType, UNSET)  # type: ignore[valid-type]
@@ -186,7 +194,9 @@ class _Table:
                 ("known_at", list[Text | None] | UnsetType, UNSET),
                 *columns,
             ],
-            forbid_unknown_fields=True, kw_only=True, rename=rename,
+            forbid_unknown_fields=True,
+            kw_only=True,
+            rename=rename,
         )
         self._names = ("event_time", "known_at", *fields)
         self._rows: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[row])
@@ -206,28 +216,28 @@ class _Table:
             decoded = (self._block if columnar else self._rows).decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise refusal(exc, path, self._names) from None
-        columns = self._columns(decoded, path) if columnar else self._transposed(decoded)
-        count = len(columns[0])
+        times, *columns = self._columns(decoded, path) if columnar else self._transposed(decoded)
+        count = len(times)
 
         def at(name: str) -> Callable[[int], str]:
             if columnar:
                 return lambda index: f"{path}.{name}[{index}]"
             return lambda index: f"{path}[{index}].{name}"
 
-        event_us = self._clock.read(columns[0], at("event_time"))
+        event_us = self._clock.read(times, at("event_time"))
         if count and event_us.max() > limit_us:
             late = int(np.argmax(event_us > limit_us))
             raise ApiError(422, "the event lies in the future", at("event_time")(late))
         if count and event_us.min() < EARLIEST_US:
             early = int(np.argmax(event_us < EARLIEST_US))
             raise ApiError(422, "the event lies before 1970", at("event_time")(early))
-        known_us = self._known(columns[1], event_us, at("known_at"))
+        known_us = self._known(columns[0], event_us, at("known_at"))
         series = [
             pl.Series("entity_id", [entity], dtype=pl.String).new_from_index(0, count),
             pl.Series("event_time", event_us).cast(pl.Datetime("us")),
             pl.Series("known_at", known_us).cast(pl.Datetime("us")),
         ]
-        for (name, spec), values in zip(self._fields.items(), columns[2:], strict=True):
+        for (name, spec), values in zip(self._fields.items(), columns[1:], strict=True):
             series.append(_series(name, spec.kind, values, self._clock, at(name), count))
         return pl.DataFrame(series), known_us
 
@@ -246,13 +256,13 @@ class _Table:
             raise ApiError(422, "known_at is before event_time", at(early))
         return known_us
 
-    def _transposed(self, rows: list[msgspec.Struct]) -> list[Sequence[Any]]:
+    def _transposed(self, rows: list[msgspec.Struct]) -> list[Any]:
         if not rows:
             return [()] * len(self._names)
         return list(zip(*map(msgspec.structs.astuple, rows), strict=True))
 
-    def _columns(self, block: msgspec.Struct, path: str) -> list[Sequence[Any] | None]:
-        columns = [None if c is UNSET else c for c in msgspec.structs.astuple(block)]
+    def _columns(self, block: msgspec.Struct, path: str) -> list[Any]:
+        columns: list[Any] = [None if c is UNSET else c for c in msgspec.structs.astuple(block)]
         count = len(columns[0])
         for name, column in zip(self._names, columns, strict=True):
             if column is not None and len(column) != count:
@@ -265,9 +275,7 @@ class _Table:
 class _Row:
     """Decoder of the profile or the context: one object."""
 
-    def __init__(
-        self, fields: dict[str, Field], clock: Clock, known: bool = False
-    ) -> None:
+    def __init__(self, fields: dict[str, Field], clock: Clock, known: bool = False) -> None:
         self._fields = fields
         self._clock = clock
         self._known = known
@@ -276,7 +284,8 @@ class _Row:
             "Row",
             head
             + [(f"f{n}", _JSON_TYPES[s.kind] | None, None) for n, s in enumerate(fields.values())],
-            forbid_unknown_fields=True, kw_only=True,
+            forbid_unknown_fields=True,
+            kw_only=True,
             rename={f"f{n}": name for n, name in enumerate(fields)},
         )
         self._names = tuple(fields)
@@ -292,7 +301,7 @@ class _Row:
             raise refusal(exc, path, valid) from None
         if row is None:
             return None, None
-        values = msgspec.structs.astuple(row)
+        values = list(msgspec.structs.astuple(row))
         known_us = None
         if self._known:
             known_text, *values = values
@@ -306,8 +315,12 @@ class _Row:
 
 
 def _series(
-    name: str, kind: str, values: Sequence[Any] | None, clock: Clock,
-    at: Callable[[int], str], count: int,
+    name: str,
+    kind: str,
+    values: Sequence[Any] | None,
+    clock: Clock,
+    at: Callable[[int], str],
+    count: int,
 ) -> pl.Series:
     """A column in the type it is stored in; None stands for a column that was left out."""
     dtype = storage_type(kind)
@@ -333,10 +346,14 @@ def _series(
 def _codes(values: Sequence[Any]) -> list[str | None]:
     """Category codes as text, as an import reads them from a file of numbers."""
     return [
-        value.strip() or None if type(value) is str
-        else None if value is None
-        else str(value).lower() if type(value) is bool
-        else str(int(value)) if type(value) is float and value.is_integer()
+        value.strip() or None
+        if type(value) is str
+        else None
+        if value is None
+        else str(value).lower()
+        if type(value) is bool
+        else str(int(value))
+        if type(value) is float and value.is_integer()
         else str(value)
         for value in values
     ]

@@ -116,9 +116,7 @@ class Scorer:
         ConfigError: a path without packages, or a default that is not there.
     """
 
-    def __init__(
-        self, settings: Settings, load: Callable[..., Package] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, load: Callable[..., Package] | None = None) -> None:
         if load is None:
             from finetune.package import Package as Real
 
@@ -158,8 +156,10 @@ class Scorer:
         found = self.packages.get(package_id)
         if found is None:
             raise ApiError(
-                404, f"no such package{nearest(package_id, self.packages)}; "
-                f"packages: {listing(self.packages)}", "package",
+                404,
+                f"no such package{nearest(package_id, self.packages)}; "
+                f"packages: {listing(self.packages)}",
+                "package",
             )
         return found
 

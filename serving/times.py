@@ -50,9 +50,7 @@ class Clock:
         """One moment of decision: of an hour that occurs twice the earlier."""
         return self._one(text, lambda _: place, 0, earlier=True)
 
-    def _one(
-        self, text: str, at: Callable[[int], str], index: int, earlier: bool = False
-    ) -> int:
+    def _one(self, text: str, at: Callable[[int], str], index: int, earlier: bool = False) -> int:
         try:
             if text[4:5] != "-" or text[7:8] != "-" or text[10:11] not in ("", "T", "t", " "):
                 raise ValueError

@@ -94,9 +94,7 @@ class Bench:
     def fit_aggregates(self) -> float:
         """Fit and compute the aggregates of pool and test; returns the seconds."""
         began = time.perf_counter()
-        self.spec = AggregateSpec.fit(
-            self.schema, self.inside, self.profile, None, self.until_us
-        )
+        self.spec = AggregateSpec.fit(self.schema, self.inside, self.profile, None, self.until_us)
         self.x_pool, self.x_test = self.aggregates(self.pool), self.aggregates(self.test)
         return time.perf_counter() - began
 
@@ -128,8 +126,12 @@ def forecast_regression(
         model = make_pipeline(
             StandardScaler(),
             LogisticRegressionCV(
-                Cs=[0.001, 0.003, 0.01, 0.03, 0.1, 1.0], cv=5, scoring="neg_log_loss",
-                l1_ratios=(0,), use_legacy_attributes=False, max_iter=500,
+                Cs=[0.001, 0.003, 0.01, 0.03, 0.1, 1.0],
+                cv=5,
+                scoring="neg_log_loss",
+                l1_ratios=(0,),
+                use_legacy_attributes=False,
+                max_iter=500,
             ),
         )
         model.fit(pool[rows], bench.y_pool[rows])
@@ -149,8 +151,11 @@ def report_forecasts(bench: Bench, settings: BoostSettings, draws: int, seed: in
     test = model.margins(bench.x_test)
     print(f"{bench.name}: fitted in {took:.0f} s")
     for t, card in enumerate(model.cards):
-        print(f"  {card.name:24} rows {card.rows:6} came true {card.positives:6} cross-fitted "
-              f"AUC {card.auc:.3f} loss {card.log_loss:.4f} | label {both(bench.y_test, test[:, t])}")
+        print(
+            f"  {card.name:24} rows {card.rows:6} came true {card.positives:6} cross-fitted "
+            f"AUC {card.auc:.3f} loss {card.log_loss:.4f} | "
+            f"label {both(bench.y_test, test[:, t])}"
+        )
     for card in model.skipped:
         print(f"  {card.name:24} skipped: {card.reason}")
     mean = model.predict(bench.x_test).mean(axis=1)
@@ -169,17 +174,32 @@ def report_aggregates(bench: Bench, draws: int) -> None:
         model = LogisticRegression(C=0.003, max_iter=300).fit(a, bench.y_pool[rows])
         score = model.decision_function(b)
         linear.append((auc(bench.y_test, score), ks(bench.y_test, score)))
-        params = {"objective": "binary", "verbosity": -1, "num_threads": 2, "num_leaves": 4,
-                  "learning_rate": 0.03, "min_data_in_leaf": 20, "feature_fraction": 0.2,
-                  "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 10.0, "seed": 1}
+        params = {
+            "objective": "binary",
+            "verbosity": -1,
+            "num_threads": 2,
+            "num_leaves": 4,
+            "learning_rate": 0.03,
+            "min_data_in_leaf": 20,
+            "feature_fraction": 0.2,
+            "bagging_fraction": 0.7,
+            "bagging_freq": 1,
+            "lambda_l2": 10.0,
+            "seed": 1,
+        }
         booster = lgb.train(params, lgb.Dataset(bench.x_pool[rows], bench.y_pool[rows]), 150)
         score = booster.predict(bench.x_test)
         trees.append((auc(bench.y_test, score), ks(bench.y_test, score)))
-    print("  aggregates at 300: lr {:.3f} / {:.3f}".format(*np.mean(linear, axis=0))
-          + "   lgb {:.3f} / {:.3f}".format(*np.mean(trees, axis=0)), flush=True)
+    print(
+        "  aggregates at 300: lr {:.3f} / {:.3f}".format(*np.mean(linear, axis=0))
+        + "   lgb {:.3f} / {:.3f}".format(*np.mean(trees, axis=0)),
+        flush=True,
+    )
 
 
-def dense(spec: AggregateSpec, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def dense(
+    spec: AggregateSpec, train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Codes one-hot, numbers to normal scores, gaps filled with the centre, missing flagged."""
     out: list[list[np.ndarray]] = [[], []]
     number = [j for j, c in enumerate(spec.columns) if c.kind == "number"]

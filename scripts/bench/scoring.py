@@ -3,9 +3,9 @@
     python scripts/bench/scoring.py [--package DIR] [--events 256] [--requests 300]
 
 Without --package it makes one first, of synthetic purchases: the nano backbone, trained for a
-fraction of an epoch, and the recipe `fusion`, which uses every part. What a model has learned does not change how
-long it takes. One client, one worker, JSON over loopback; every request is another customer. The
-figures are synthetic speed, not evidence of quality.
+fraction of an epoch, and the recipe `fusion`, which uses every part. What a model has learned does
+not change how long it takes. One client, one worker, JSON over loopback; every request is another
+customer. The figures are synthetic speed, not evidence of quality.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from finetune.table import Column, FeatureTable
 def small_table(rows: int, seed: int = 0, forecasts: int = 3, embedding: int = 8) -> tuple[
     FeatureTable, np.ndarray
 ]:
-    """[S] samples and labels (about 30 % bads): every block carries some signal, some is missing."""
+    """[S] samples and labels, about 30 % bads: every block carries signal, some is missing."""
     random = np.random.default_rng(seed)
     risk = random.normal(size=rows)
     y = (random.random(rows) < 1 / (1 + np.exp(-(1.5 * risk - 1.1)))).astype(np.float64)

@@ -37,7 +37,8 @@ def test_folds_are_stratified_and_repeats_differ() -> None:
     for fold in folds:
         assert np.ptp(np.bincount(fold, weights=y)) <= 1
         assert np.ptp(np.bincount(fold)) <= 2
-    assert (folds[0] != folds[1]).any() and (assign_folds(y, np.arange(303), 5, 1, 1) != folds[0]).any()
+    assert (folds[0] != folds[1]).any()
+    assert (assign_folds(y, np.arange(303), 5, 1, 1) != folds[0]).any()
 
 
 def test_few_bads_make_fewer_folds() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.blend import BlendRecipe
 from finetune.gbdt import GbdtRecipe
 from finetune.heads import BinTerm, CodeTerm, Head, LinearHead, NumberTerm
 from finetune.recipes import FittedRecipe, standard_recipes
@@ -97,7 +98,11 @@ def test_scaled_head_is_the_scaled_logit() -> None:
     np.testing.assert_allclose(scaled.apply(x), 2.5 * EVERY_TERM.apply(x) - 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", standard_recipes(), ids=lambda r: r.name)
+MEMBERS = standard_recipes()[:-1]
+BLEND = BlendRecipe(tuple(MEMBERS), {"query": 0.2, "linear": 0.5, "gbdt": 0.3})
+
+
+@pytest.mark.parametrize("recipe", [*MEMBERS, BLEND], ids=lambda r: r.name)
 def test_every_recipe_exports_what_it_learnt(recipe) -> None:  # type: ignore[no-untyped-def]
     table, y = small_table(150, seed=3)
     fitted = recipe.fit(table, y, *settings(150), 0)

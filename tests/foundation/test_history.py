@@ -1,4 +1,4 @@
-"""The as-of cut against a brute-force oracle, and that nothing known at or after it gets through."""
+"""The as-of cut against a brute-force oracle; nothing known at or after it gets through."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def frames(events: list[tuple]) -> dict[str, pl.DataFrame]:
             columns |= {
                 "amount": pl.Series([float(c) for c in content], dtype=pl.Float64),
                 "status": pl.Series([f"s{c % 3}" for c in content], dtype=pl.String),
-                "due": moments([c for c in content]),
+                "due": moments(list(content)),
                 "device": pl.Series([f"d{c % 4}" for c in content], dtype=pl.String),
                 "device__shared_with": pl.Series([c % 2 for c in content], dtype=pl.Int64),
             }
@@ -100,9 +100,8 @@ def histories(events: list[tuple], samples: list[tuple[str, int]]) -> list[list[
         row = int(timeline.row[position])
         frame = timeline.frames[source]
         content = int(frame["amount"][row]) if source == 0 else int(frame["note"][row][1:])
-        out[sample].append(
-            (int(timeline.known_us[position]), int(timeline.event_us[position]), source, row, content)
-        )
+        known, event = int(timeline.known_us[position]), int(timeline.event_us[position])
+        out[sample].append((known, event, source, row, content))
     return out
 
 
@@ -113,7 +112,7 @@ def test_cut_equals_oracle(events: list[tuple], samples: list[tuple[str, int]]) 
 
 @given(EVENTS, EVENTS, st.integers(-1, 11))
 def test_future_changes_no_byte(events: list[tuple], other: list[tuple], as_of: int) -> None:
-    """Everything known at or after as_of is replaced by other events; the cut stays, to the byte."""
+    """Everything known at or after as_of is replaced by other events; not a byte changes."""
     past = [e for e in events if e[2] + e[3] < as_of]
     future = [(s, e, t + as_of + 1, d, c) for s, e, t, d, c in other]
     # other entities' future too, and placed between the past events of the import
@@ -130,7 +129,8 @@ def slots_before(events: list[tuple], as_of: int) -> list[bytes]:
     out = [sample.tobytes(), timeline.known_us[position].tobytes(),
            timeline.event_us[position].tobytes(), timeline.source[position].tobytes()]
     for index in range(2):
-        rank = np.searchsorted(timeline.positions(index), position[timeline.source[position] == index])
+        own = position[timeline.source[position] == index]
+        rank = np.searchsorted(timeline.positions(index), own)
         for name, column in sorted(source_values(timeline, index).items()):
             out.append(f"{name}={column.gather(rank).to_list()}".encode())
     return out

@@ -27,8 +27,8 @@ def lender(folder: Path, suffix: str = "csv") -> list[Path]:
     statement = pl.DataFrame(
         {
             "customer_id": np.repeat(ids, len(months)),
-            "statement_date": np.tile(np.array(months), len(ids)),
-            "due_date": np.tile(np.array([m + dt.timedelta(days=20) for m in months]), len(ids)),
+            "statement_date": months * len(ids),
+            "due_date": [m + dt.timedelta(days=20) for m in months] * len(ids),
             "dpd_status": rng.choice([0, 0, 0, 0, 1, 2], n),
             "bill_amt": rng.gamma(2, 500, n).round(2),
             "pay_amt": (rng.gamma(2, 300, n) * (rng.random(n) > 0.2)).round(2),

@@ -49,8 +49,7 @@ def test_chunks_cover_every_sample_once(counts: list[int], limit: int):
     parts = list(chunks(np.array(counts, dtype=np.int64), limit))
     assert [i for p in parts for i in range(p.start, p.stop)] == list(range(len(counts)))
     sizes = [sum(counts[p]) for p in parts]
-    assert all(size <= limit or p.stop - p.start == 1
-               for size, p in zip(sizes, parts, strict=True))
+    assert all(size <= limit or p.stop - p.start == 1 for size, p in zip(sizes, parts, strict=True))
 
 
 def test_divide_gives_nan_for_a_zero_divisor():

@@ -126,7 +126,7 @@ def test_missing_column_is_refused_with_what_exists(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"'amount'.*p\.csv.*did you mean 'amuont'.*event_time"):
         check(path)
     write(path, "age\n3\n")
-    with pytest.raises(SchemaError, match="profile reads column 'entity_id'.*its columns: age"):
+    with pytest.raises(SchemaError, match=r"profile reads column 'entity_id'.*its columns: age"):
         check_profile(schema(), read_parts(path), NOW_US)
 
 
@@ -203,12 +203,12 @@ def test_separators_bom_gzip_globs_and_delta(tmp_path: Path) -> None:
     write(tmp_path / "b2.csv", "z\n1\n")
     with pytest.raises(DataError, match=r"b2\.csv: columns \(z\) differ"):
         read_table(tmp_path / "b*.csv")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"no such file"):
         read_table(tmp_path / "none.parquet")
     write(tmp_path / "x.parquet", "no")
     with pytest.raises(DataError, match=r"x\.parquet: not a readable Parquet file"):
         read_table(tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="cannot tell what this is"):
+    with pytest.raises(DataError, match=r"cannot tell what this is"):
         read_table(write(tmp_path / "x.xlsx", "no"))
 
 
@@ -245,7 +245,7 @@ def test_unreadable_times() -> None:
         times(["2024-01-01", "soon"], strict=True)
     with pytest.raises(DataError, match=r"no time in this column is readable"):
         times(["x", "y"])
-    with pytest.raises(DataError, match="expected times, found Int64"):
+    with pytest.raises(DataError, match=r"expected times, found Int64"):
         times([20240101])
 
 

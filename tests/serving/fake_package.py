@@ -115,9 +115,13 @@ class Package:
             why = (Reason("context.amount", "amount", str(samples["amount"][index]), 0.25),)
             rows.append(
                 ScoreRow(
-                    entity_id=samples["entity_id"][index], as_of="", score=score,
-                    points=round(600 - 100 * score), band="approve" if score < 0.5 else "decline",
-                    reasons=why if reasons else (), forecasts={"late within 30 days": score / 2},
+                    entity_id=samples["entity_id"][index],
+                    as_of="",
+                    score=score,
+                    points=round(600 - 100 * score),
+                    band="approve" if score < 0.5 else "decline",
+                    reasons=why if reasons else (),
+                    forecasts={"late within 30 days": score / 2},
                     flags=("thin_file",) if span.start == span.stop else (),
                 )
             )
@@ -129,9 +133,15 @@ def write_package(directory: Path, name: str = "fake", **more: Any) -> Path:
     path = directory / name
     path.mkdir(parents=True)
     manifest = {
-        "id": f"{name}-0001", "digest": f"digest-of-{name}", "name": name, "channel": "default",
-        "recipe": "blend", "created_at": "2026-01-01T00:00:00Z", "label": {"rows": 10},
-        "points": {"base": 600, "pdo": 20, "odds": 50.0}, "metrics": {"auc": 0.7},
+        "id": f"{name}-0001",
+        "digest": f"digest-of-{name}",
+        "name": name,
+        "channel": "default",
+        "recipe": "blend",
+        "created_at": "2026-01-01T00:00:00Z",
+        "label": {"rows": 10},
+        "points": {"base": 600, "pdo": 20, "odds": 50.0},
+        "metrics": {"auc": 0.7},
         "bands": [{"name": "approve", "below": 0.5}, {"name": "decline", "below": 1.01}],
         "schema": SCHEMA,
     } | more
@@ -162,5 +172,3 @@ def request_of(events: int, seed: int = 0) -> dict[str, Any]:
         "profile": {"age": 30 + seed, "class": "b"},
         "context": {"amount": 1000 + 37 * seed, "term": 12},
     }
-
-

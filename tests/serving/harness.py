@@ -28,7 +28,9 @@ class Service:
         self.key = create_key(self.settings.keys, "tests")
         self.audit = DecisionLog(self.settings.audit_path, self.settings.secret_path)
         self.runtime = Runtime(
-            self.settings, KeyRing(self.settings.keys), self.audit,
+            self.settings,
+            KeyRing(self.settings.keys),
+            self.audit,
             Scorer(self.settings, Package.load),
         )
         self.loop = asyncio.new_event_loop()

@@ -79,10 +79,22 @@ def test_strange_request_ids_are_replaced(service: Service) -> None:
 BAD: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     ("POST", "/v1/score", b"{", {}, 400, ""),
     ("POST", "/v1/score", b"", {}, 400, ""),
-    ("POST", "/v1/score", {"entity_id": "c", "events": {"statement": [{}]}}, {}, 422,
-     "events.statement[0].event_time"),
-    ("POST", "/v1/score", b'{"entity_id":"c","context":{"amount":1e999}}', {}, 422,
-     "context.amount"),
+    (
+        "POST",
+        "/v1/score",
+        {"entity_id": "c", "events": {"statement": [{}]}},
+        {},
+        422,
+        "events.statement[0].event_time",
+    ),
+    (
+        "POST",
+        "/v1/score",
+        b'{"entity_id":"c","context":{"amount":1e999}}',
+        {},
+        422,
+        "context.amount",
+    ),
     ("POST", "/v1/score", b'{"entity_id":"c","context":{"amount":NaN}}', {}, 400, ""),
     ("POST", "/v1/score", {"entity_id": "c", "package": "fake-0002"}, {}, 404, "package"),
     ("POST", "/v1/score", {"entity_id": "c"}, {"content_type": "text/plain"}, 415, ""),
@@ -98,7 +110,12 @@ BAD: list[tuple[str, str, Any, dict[str, str], int, str]] = [
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "field"), BAD)
 def test_bad_requests(
-    service: Service, method: str, path: str, body: Any, headers: dict[str, str], status: int,
+    service: Service,
+    method: str,
+    path: str,
+    body: Any,
+    headers: dict[str, str],
+    status: int,
     field: str,
 ) -> None:
     answer = service.call(method, path, body, **headers)
@@ -152,7 +169,9 @@ def test_packages_describe_what_a_request_may_hold(service: Service) -> None:
     assert [p["id"] for p in listed["packages"]] == ["fake-0001"]
     detail = service.call("GET", "/v1/packages/fake-0001").json()
     assert detail["sources"]["login"] == {
-        "fields": {"device id": "identifier", "note": "text"}, "time_zone": "UTC", "delay": "1d"
+        "fields": {"device id": "identifier", "note": "text"},
+        "time_zone": "UTC",
+        "delay": "1d",
     }
     assert detail["context"]["fields"] == {"amount": "money", "term": "number"}
     assert detail["bands"][0]["name"] == "approve" and detail["default"] is True

@@ -38,15 +38,19 @@ def _drop(n: int):
     return lambda lines: lines[:n] + lines[n + 1 :]
 
 
-@pytest.mark.parametrize(("change", "line"), [
-    (lambda x: [x[0], x[1].replace('"score":0.1', '"score":0.2'), *x[2:]], 2),
-    (lambda x: [x[0], x[1].replace('"band"', '"bond"'), *x[2:]], 2),
-    (_drop(0), 1), (_drop(2), 3),
-    (lambda x: [x[1], x[0], *x[2:]], 1),
-    (lambda x: [*x[:3], x[2], *x[3:]], 4),
-    (lambda x: [*x[:4], "{}"], 5),
-    (lambda x: [*x[:4], "broken"], 5),
-])
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda x: [x[0], x[1].replace('"score":0.1', '"score":0.2'), *x[2:]], 2),
+        (lambda x: [x[0], x[1].replace('"band"', '"bond"'), *x[2:]], 2),
+        (_drop(0), 1),
+        (_drop(2), 3),
+        (lambda x: [x[1], x[0], *x[2:]], 1),
+        (lambda x: [*x[:3], x[2], *x[3:]], 4),
+        (lambda x: [*x[:4], "{}"], 5),
+        (lambda x: [*x[:4], "broken"], 5),
+    ],
+)
 def test_tampering_is_found_at_its_line(path: Path, change, line: int) -> None:
     lines = path.read_text().splitlines()
     changed = change(lines)

@@ -26,11 +26,18 @@ def test_only_the_hash_is_stored(tmp_path: Path) -> None:
     assert [r.scopes for r in list_keys(path)] == [("score",), ("score", "read")]
 
 
-@pytest.mark.parametrize("change", [
-    lambda key: key[:-1] + ("A" if key[-1] != "A" else "B"), lambda key: key + "x",
-    lambda key: key[1:], lambda key: key.upper(), lambda key: "", lambda key: key + "\n",
-    lambda key: "rfm_000000000000_" + key.split("_", 2)[2],
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: key[:-1] + ("A" if key[-1] != "A" else "B"),
+        lambda key: key + "x",
+        lambda key: key[1:],
+        lambda key: key.upper(),
+        lambda key: "",
+        lambda key: key + "\n",
+        lambda key: "rfm_000000000000_" + key.split("_", 2)[2],
+    ],
+)
 def test_other_keys_are_refused(tmp_path: Path, change) -> None:
     key = create_key(tmp_path / "k", "a")
     ring = KeyRing(tmp_path / "k")

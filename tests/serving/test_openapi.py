@@ -62,12 +62,16 @@ def test_examples_validate() -> None:
     msgspec.convert(openapi.ANSWER_EXAMPLE, ScoreAnswer)
     msgspec.convert(openapi.ERROR_EXAMPLE, ErrorAnswer)
     fields = {"status": {"kind": "category"}, "bill_amt": {"kind": "money"}}
-    schema = schema_from_dict({
-        "sources": {"statement": {"fields": fields},
-                    "payment": {"fields": {"amount": {"kind": "money"}}}},
-        "profile": {"fields": {"age": {"kind": "number"}}},
-        "context": {"amount": {"kind": "money"}, "term": {"kind": "number"}},
-    })
+    schema = schema_from_dict(
+        {
+            "sources": {
+                "statement": {"fields": fields},
+                "payment": {"fields": {"amount": {"kind": "money"}}},
+            },
+            "profile": {"fields": {"age": {"kind": "number"}}},
+            "context": {"amount": {"kind": "money"}, "term": {"kind": "number"}},
+        }
+    )
     body = msgspec.json.encode(openapi.REQUEST_EXAMPLE)
     given = RequestReader(schema).read(read_envelope(body), 1_600_000_000_000_000)
     assert given.used == openapi.ANSWER_EXAMPLE["events"]["used"]

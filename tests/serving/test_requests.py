@@ -29,7 +29,8 @@ def read(body: dict, reader: RequestReader = READER) -> ScoringInput:
 
 def statement(**fields: object) -> dict:
     return {
-        "entity_id": "c1", "as_of": "2020-09-01T00:00:00Z",
+        "entity_id": "c1",
+        "as_of": "2020-09-01T00:00:00Z",
         "events": {"statement": [{"event_time": "2020-01-01T00:00:00Z"} | fields]},
     }
 
@@ -40,8 +41,12 @@ def test_types_codes_and_missing_values() -> None:
         "events": {
             "statement": [
                 {"event_time": "2020-01-01", "status": 1, "bill_amt": 12, "paid": "Yes"},
-                {"event_time": "2020-01-02T00:00:00Z", "status": 1.0, "paid": 0,
-                 "due": "2020-02-01T00:00:00+00:00"},
+                {
+                    "event_time": "2020-01-02T00:00:00Z",
+                    "status": 1.0,
+                    "paid": 0,
+                    "due": "2020-02-01T00:00:00+00:00",
+                },
                 {"event_time": "2020-01-03T00:00:00Z", "status": " 1 ", "bill_amt": None},
                 {"event_time": "2020-01-04T00:00:00Z", "status": 1.5, "paid": True},
                 {"event_time": "2020-01-05T00:00:00Z", "status": True, "paid": ""},
@@ -62,13 +67,19 @@ def test_types_codes_and_missing_values() -> None:
 def test_delay_profile_context_and_empty_request() -> None:
     given_ = read(
         {
-            "entity_id": "c1", "as_of": "2020-09-01T08:00:00",
-            "events": {"login": [
-                {"event_time": "2020-08-30T00:00:00", "device id": "D-17"},
-                {"event_time": "2020-08-30T00:00:00", "device id": 17,
-                 "known_at": "2020-08-31T23:59:59.999999"},
-                {"event_time": "2020-08-30T00:00:00", "known_at": "2020-09-01T00:00:00"},
-            ]},
+            "entity_id": "c1",
+            "as_of": "2020-09-01T08:00:00",
+            "events": {
+                "login": [
+                    {"event_time": "2020-08-30T00:00:00", "device id": "D-17"},
+                    {
+                        "event_time": "2020-08-30T00:00:00",
+                        "device id": 17,
+                        "known_at": "2020-08-31T23:59:59.999999",
+                    },
+                    {"event_time": "2020-08-30T00:00:00", "known_at": "2020-09-01T00:00:00"},
+                ]
+            },
             "profile": {"age": 30, "class": "a", "known_at": "2020-01-01T00:00:00Z"},
             "context": {"term": 12},
         }
@@ -119,22 +130,49 @@ BAD = [
     (statement(event_time="2020-09-20T00:00:00Z"), 422, "events.statement[0].event_time", "future"),
     (statement(event_time="1969-12-30"), 422, "events.statement[0].event_time", "1970"),
     (statement(known_at="2019-12-31"), 422, "events.statement[0].known_at", "before event_time"),
-    ({"entity_id": "c", "events": {"statement": [{"status": "1"}]}}, 422,
-     "events.statement[0].event_time", "required"),
-    ({"entity_id": "c", "events": {"statement": {"event_time": ["2020-01-01"], "status": []}}},
-     422, "events.statement.status", "0 values beside 1"),
-    ({"entity_id": "c", "events": {"statement": {"event_time": ["2020-01-01", "x"]}}}, 422,
-     "events.statement.event_time[1]", "ISO 8601"),
-    ({"entity_id": "c", "events": {"statement": {"event_time": ["2020-01-01"], "bill_amt": ["1"]}}},
-     422, "events.statement.bill_amt[0]", "expected float"),
-    ({"entity_id": "c", "events": {"statement": {"status": []}}}, 422,
-     "events.statement.event_time", "required"),
+    (
+        {"entity_id": "c", "events": {"statement": [{"status": "1"}]}},
+        422,
+        "events.statement[0].event_time",
+        "required",
+    ),
+    (
+        {"entity_id": "c", "events": {"statement": {"event_time": ["2020-01-01"], "status": []}}},
+        422,
+        "events.statement.status",
+        "0 values beside 1",
+    ),
+    (
+        {"entity_id": "c", "events": {"statement": {"event_time": ["2020-01-01", "x"]}}},
+        422,
+        "events.statement.event_time[1]",
+        "ISO 8601",
+    ),
+    (
+        {
+            "entity_id": "c",
+            "events": {"statement": {"event_time": ["2020-01-01"], "bill_amt": ["1"]}},
+        },
+        422,
+        "events.statement.bill_amt[0]",
+        "expected float",
+    ),
+    (
+        {"entity_id": "c", "events": {"statement": {"status": []}}},
+        422,
+        "events.statement.event_time",
+        "required",
+    ),
     ({"entity_id": "c", "events": {"statement": "none"}}, 422, "events.statement", "list"),
     ({"entity_id": "c", "events": {"statement": [[]]}}, 422, "events.statement[0]", "array"),
     ({"entity_id": "c", "events": {"statment": []}}, 422, "events.statment", "mean 'statement'"),
     ({"entity_id": "c", "events": []}, 422, "events", "expected object"),
-    ({"entity_id": "c", "events": {"login": [{"event_time": "2020-01-01"}] * 301}}, 413, "events",
-     "more than 300"),
+    (
+        {"entity_id": "c", "events": {"login": [{"event_time": "2020-01-01"}] * 301}},
+        413,
+        "events",
+        "more than 300",
+    ),
     ({"entity_id": "c", "profile": {"aeg": 3}}, 422, "profile.aeg", "did you mean 'age'"),
     ({"entity_id": "c", "profile": {"age": "3"}}, 422, "profile.age", "expected float"),
     ({"entity_id": "c", "profile": {"known_at": "x"}}, 422, "profile.known_at", "ISO 8601"),
@@ -171,9 +209,17 @@ def test_numbers_are_finite(number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"", b"nul", b'{"entity_id": NaN}', b'{"entity_id": "\xff"}', b"[" * 100_000,
-             b'{"entity_id": "c", "events": {"statement": [{"event_time": NaN}]}}',
-             b'{"entity_id": "c", "profile": {"age": Infinity}}'],
+    "body",
+    [
+        b"{",
+        b"",
+        b"nul",
+        b'{"entity_id": NaN}',
+        b'{"entity_id": "\xff"}',
+        b"[" * 100_000,
+        b'{"entity_id": "c", "events": {"statement": [{"event_time": NaN}]}}',
+        b'{"entity_id": "c", "profile": {"age": Infinity}}',
+    ],
 )
 def test_what_is_no_json_is_400(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
@@ -186,10 +232,15 @@ def test_events_known_at_as_of_or_later_change_nothing() -> None:
     package = Package({}, schema_from_dict(SCHEMA))
     body = request_of(60, seed=1) | {"as_of": "2018-02-15T00:00:00Z"}
     rows = body["events"]["statement"]
-    known = [r for r in rows if dt.datetime.fromisoformat(r["event_time"]).timestamp()
-             < dt.datetime(2018, 2, 15, tzinfo=dt.UTC).timestamp()]
-    changed = [r if r in known else r | {"bill_amt": 1e9, "status": "9", "paid": True}
-               for r in rows]
+    known = [
+        r
+        for r in rows
+        if dt.datetime.fromisoformat(r["event_time"]).timestamp()
+        < dt.datetime(2018, 2, 15, tzinfo=dt.UTC).timestamp()
+    ]
+    changed = [
+        r if r in known else r | {"bill_amt": 1e9, "status": "9", "paid": True} for r in rows
+    ]
     at = [r | {"event_time": "2018-02-15T00:00:00Z"} for r in rows[:3]]
     scores = set()
     for history in (rows, known, changed, known + at):
@@ -205,9 +256,12 @@ MOMENTS = st.datetimes(dt.datetime(1971, 1, 1), dt.datetime(2037, 12, 31))
 
 
 @settings(deadline=None, max_examples=25)
-@given(moments=st.lists(MOMENTS, min_size=2, max_size=20), zone=st.sampled_from(ZONES),
-       suffix=st.sampled_from(["", "Z", "+05:30", "-03:00"]),
-       unit=st.sampled_from(["minutes", "seconds", "milliseconds", "microseconds"]))
+@given(
+    moments=st.lists(MOMENTS, min_size=2, max_size=20),
+    zone=st.sampled_from(ZONES),
+    suffix=st.sampled_from(["", "Z", "+05:30", "-03:00"]),
+    unit=st.sampled_from(["minutes", "seconds", "milliseconds", "microseconds"]),
+)
 def test_times_are_read_as_at_import(
     moments: list[dt.datetime], zone: str, suffix: str, unit: str
 ) -> None:
@@ -234,11 +288,29 @@ CLOCKS = {zone: Clock(zone) for zone in ZONES}
 
 
 @settings(deadline=None, max_examples=25)
-@given(texts=st.lists(st.sampled_from(
-    ["2020-01-01", "2020-1-01T", "2020-02-30", "2020-01-0a", "2020-01-01T10:00:00+99:00",
-     "2020-01-01T10:00:00+1a:00", "2020-01-01T25:00:00Z", "2020-01-01x10:00:00Z", "NaT",
-     "2020-01-01T10:00:0\u0661Z", "today", "2020-01-01T10:00:00\x00", "9999-12-31T23:59:59Z"]),
-    min_size=2, max_size=4))
+@given(
+    texts=st.lists(
+        st.sampled_from(
+            [
+                "2020-01-01",
+                "2020-1-01T",
+                "2020-02-30",
+                "2020-01-0a",
+                "2020-01-01T10:00:00+99:00",
+                "2020-01-01T10:00:00+1a:00",
+                "2020-01-01T25:00:00Z",
+                "2020-01-01x10:00:00Z",
+                "NaT",
+                "2020-01-01T10:00:0\u0661Z",
+                "today",
+                "2020-01-01T10:00:00\x00",
+                "9999-12-31T23:59:59Z",
+            ]
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
 def test_odd_times_fare_alike_alone_and_together(texts: list[str]) -> None:
     def outcome(part: list[str]) -> list[int] | str:
         try:

@@ -56,13 +56,15 @@ def test_live_service_scores_and_imports_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CUSTOMIZE)
     package = write_package(tmp_path)
     environment = {
-        "PYTHONPATH": f"{tmp_path}:{ROOT}", "TEST_OUT": str(tmp_path),
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "TEST_OUT": str(tmp_path),
         "TEST_FAKE": str(ROOT / "tests" / "serving" / "fake_package.py"),
     }
     settings = Settings(keys=str(tmp_path / "keys.json"))
-    with running_service(
-        package, settings=settings, environment=environment, wait_seconds=120
-    ) as (url, key):
+    with running_service(package, settings=settings, environment=environment, wait_seconds=120) as (
+        url,
+        key,
+    ):
         status, answer = call(f"{url}/v1/score", key, json.dumps(request_of(30)).encode())
         assert (status, answer["package"]["id"]) == (200, "fake-0001")
         for path in ("/v1/score", "/v1/packages", "/metrics", "/schema.json", "/docs.json", "/"):

@@ -28,8 +28,14 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("queue: 3\nthreads: 2\n")
     found = load_settings(
-        None, {"RISKFM_CONFIG": str(path), "RISKFM_QUEUE": "9", "RISKFM_AUDIT_DURABLE": "true",
-               "RISKFM_PACKAGES": os.pathsep.join(["a", "b"]), "RISKFM_DATA": "elsewhere"},
+        None,
+        {
+            "RISKFM_CONFIG": str(path),
+            "RISKFM_QUEUE": "9",
+            "RISKFM_AUDIT_DURABLE": "true",
+            "RISKFM_PACKAGES": os.pathsep.join(["a", "b"]),
+            "RISKFM_DATA": "elsewhere",
+        },
     )
     assert (found.queue, found.threads, found.audit_durable) == (9, 2, True)
     assert found.packages == ("a", "b")
@@ -41,10 +47,16 @@ def test_settings_survive_the_way_through_the_environment() -> None:
     assert all(os.path.isabs(p) for p in (*settings.packages, settings.keys, settings.audit))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("RISKFM_QUEUE", "0"), ("RISKFM_QUEUE", "many"), ("RISKFM_TIMEOUT_SECONDS", "nan"),
-    ("RISKFM_AUDIT_DURABLE", "perhaps"), ("RISKFM_MAX_BODY_BYTES", "12"),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RISKFM_QUEUE", "0"),
+        ("RISKFM_QUEUE", "many"),
+        ("RISKFM_TIMEOUT_SECONDS", "nan"),
+        ("RISKFM_AUDIT_DURABLE", "perhaps"),
+        ("RISKFM_MAX_BODY_BYTES", "12"),
+    ],
+)
 def test_bad_variables_are_named(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):
         load_settings(None, {name: value})
