@@ -41,6 +41,8 @@ class RiskBackboneConfig(PreTrainedConfig):
         targets: names of the forecasts, in output order.
         activity_days: horizons of the automatic targets (any event and count per source).
         gap_edges_days: inner edges of the bins of the time to the next event.
+        ignored_extra: extra columns of events and queries that are read as zero, such as the month
+            where the history is too short to have seen every month.
         bidirectional: events see all events before the query; one query per sequence.
         tokenizer_fingerprint, schema_fingerprint: what the weights belong to.
     """
@@ -68,6 +70,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         shortest_days: float = 1.0,
         longest_days: float = 2922.0,
         bidirectional: bool = False,
+        ignored_extra: Sequence[str] = (),
         tokenizer_fingerprint: str = "",
         schema_fingerprint: str = "",
         **kwargs: Any,
@@ -90,6 +93,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         self.shortest_days = shortest_days
         self.longest_days = longest_days
         self.bidirectional = bidirectional
+        self.ignored_extra = list(ignored_extra)
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.schema_fingerprint = schema_fingerprint
         super().__init__(**kwargs)
@@ -233,14 +237,21 @@ class RiskBackbone(PreTrainedModel):
     ) -> torch.Tensor:
         """[B, L, D] vectors of events before any of them has seen another."""
         sources = F.embedding(source, self.sources())
-        return self.event_fusion(self.tokens.slots(self.tables(), code, value) + sources, extra)
+        slots = self.tokens.slots(self.tables(), code, value)
+        return self.event_fusion(slots + sources, self._read(extra, EVENT_EXTRA))
 
     def encode_queries(
         self, query_code: torch.Tensor, query_value: torch.Tensor, query_extra: torch.Tensor
     ) -> torch.Tensor:
         """[B, Q, D] vectors of queries: profile, context and what is known of the moment."""
         slots = self.tokens.slots(self.tables(), query_code, query_value)
+        query_extra = self._read(query_extra, QUERY_EXTRA)
         return self.query_fusion(slots, query_extra) + self.query_token
+
+    def _read(self, extra: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """Extra columns, the ignored ones zero."""
+        ignored = self.config.ignored_extra
+        return extra * extra.new_tensor([float(name not in ignored) for name in names])
 
     def contextualise(
         self,

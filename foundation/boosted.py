@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -291,10 +292,10 @@ def train(
             skipped.append(msgspec.structs.replace(card, reason=reason))
             continue
         data.set_label(label)
-        boosters = [
-            _fit_one(data, np.flatnonzero(known & (fold != k)), settings, seed)
-            for k in range(settings.folds)
-        ]
+        rows_of = [np.flatnonzero(known & (fold != k)) for k in range(settings.folds)]
+        # One single-threaded fit per core: OpenMP teams of small fits spend their time waiting.
+        with ThreadPoolExecutor(settings.threads) as pool:
+            boosters = list(pool.map(lambda r: _fit_one(data, r, settings, seed), rows_of))
         models.append(tuple(boosters))
         auc, loss = _cross_fitted(boosters, x, label, known, fold, settings.threads)
         fitted.append(msgspec.structs.replace(card, auc=auc, log_loss=loss))
@@ -310,7 +311,7 @@ def _params(settings: BoostSettings, seed: int) -> dict[str, object]:
         "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
-        "num_threads": settings.threads,
+        "num_threads": 1,
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": settings.min_leaf,

@@ -57,6 +57,7 @@ from foundation.windows import (
     pool_cut,
 )
 
+SEASONS_DAYS = 395
 __all__ = ["PretrainConfig", "PretrainRun", "load_pretrain_config", "pretrain", "run_pretraining"]
 
 
@@ -277,7 +278,7 @@ def _network(
 ) -> dict[str, Any]:
     """Train and save the network; returns what run.json says about it."""
     make, validation, steps = prepare(config, timeline, profile, tokenizer, until_us)
-    model = build_model(config, timeline.schema, tokenizer)
+    model = build_model(config, timeline.schema, tokenizer, unseen_extra(timeline))
     module = PretrainingModule(
         model, Objectives(config.objectives, model.config), config.optimizer, steps, config.seed
     )
@@ -291,7 +292,18 @@ def _network(
     return {"parameters": count, "steps": steps, "validation": curve}
 
 
-def build_model(config: PretrainConfig, schema: Schema, tokenizer: Tokenizer) -> RiskBackbone:
+def unseen_extra(timeline: Timeline) -> tuple[str, ...]:
+    """Extra columns that will leave the range they were trained in.
+
+    With less than a year and a month of history the coming months were never seen.
+    """
+    span = int(timeline.known_us.max() - timeline.known_us.min()) if len(timeline) else 0
+    return () if span >= SEASONS_DAYS * DAY_US else ("month_sin", "month_cos")
+
+
+def build_model(
+    config: PretrainConfig, schema: Schema, tokenizer: Tokenizer, ignored_extra: Sequence[str] = ()
+) -> RiskBackbone:
     """A fresh network for a schema, seeded and bound to the tokenizer."""
     torch.manual_seed(config.seed)
     return RiskBackbone(
@@ -299,6 +311,7 @@ def build_model(config: PretrainConfig, schema: Schema, tokenizer: Tokenizer) ->
             **msgspec.structs.asdict(config.model),
             targets=target_names(schema.parsed_outcomes()),
             activity_days=activity_horizons(config, schema),
+            ignored_extra=ignored_extra,
             tokenizer_fingerprint=tokenizer.fingerprint,
             schema_fingerprint=fingerprint(schema),
         )

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.history_graph import probe_inputs
 from foundation.backbone import RiskBackbone, RiskBackboneConfig
 from foundation.checkpoint import save_weights
 from foundation.errors import ArtifactError
 from foundation.schema import schema_from_dict
 from foundation.tokenizer import Tokenizer
-from finetune.history_graph import probe_inputs
 from tests.foundation.small_lender import small_lender
 
 SIZES = {
