@@ -119,7 +119,11 @@ def thin_notes(table: FeatureTable, samples: Samples, backbone: Backbone) -> lis
 
 
 def _test(
-    builder: FeatureBuilder, store: EventStore, backbone: Backbone, model: Model, test: Samples,
+    builder: FeatureBuilder,
+    store: EventStore,
+    backbone: Backbone,
+    model: Model,
+    test: Samples,
     reporter: Say,
 ) -> TestResult:
     """Features of the test file as any later row gets them, and every recipe's figures on it."""
@@ -139,14 +143,27 @@ def _write_package(
     table = builder.table(train, keep_histories=result.table.histories is not None)
     expected = apply_calibration(model.calibration, model.fitted.logit(table))
     parts = PackageParts(
-        name=result.settings.channel, channel=result.settings.channel, recipe=model.chosen,
-        why=model.why, schema=backbone.schema, tokenizer=builder.tokenizer, spec=builder.spec,
-        columns=table.columns, heads=model.fitted.heads(), offset=model.fitted.offset,
-        calibration=model.calibration, points=POINTS, bands=model.bands,
-        reference=reference_row(table), max_events=builder.max_events,
-        history=graphs.history, forecasters=graphs.forecasters,
-        boosted_targets=builder.boosted_targets, network_targets=builder.network_targets,
-        titles=builder.titles, metrics=result.metrics,
+        name=result.settings.channel,
+        channel=result.settings.channel,
+        recipe=model.chosen,
+        why=model.why,
+        schema=backbone.schema,
+        tokenizer=builder.tokenizer,
+        spec=builder.spec,
+        columns=table.columns,
+        heads=model.fitted.heads(),
+        offset=model.fitted.offset,
+        calibration=model.calibration,
+        points=POINTS,
+        bands=model.bands,
+        reference=reference_row(table),
+        max_events=builder.max_events,
+        history=graphs.history,
+        forecasters=graphs.forecasters,
+        boosted_targets=builder.boosted_targets,
+        network_targets=builder.network_targets,
+        titles=builder.titles,
+        metrics=result.metrics,
         lineage={
             "store_version": result.store_version,
             "backbone_fingerprint": backbone.run.get("fingerprint", ""),

@@ -139,8 +139,13 @@ class BlendRecipe:
         return WeightedRecipes(self.name, fitted, shares, {"weights": weights})
 
     def _learn(
-        self, usable: Mapping[str, Recipe], table: FeatureTable, y: np.ndarray,
-        weight: np.ndarray, groups: np.ndarray, seed: int,
+        self,
+        usable: Mapping[str, Recipe],
+        table: FeatureTable,
+        y: np.ndarray,
+        weight: np.ndarray,
+        groups: np.ndarray,
+        seed: int,
     ) -> dict[str, float]:
         logits: dict[str, np.ndarray] = {}
         splits = repeated_splits(y, groups, 5, 1, seed)

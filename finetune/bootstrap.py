@@ -183,5 +183,6 @@ def delong(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
     difference = float(areas[0] - areas[1])
     error = sqrt(max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0))
     p_value = erfc(abs(difference) / error / sqrt(2)) if error > EPS else float(difference == 0)
-    return Comparison(difference, difference - 1.96 * error, difference + 1.96 * error, error,
-                      float(p_value))
+    return Comparison(
+        difference, difference - 1.96 * error, difference + 1.96 * error, error, float(p_value)
+    )

@@ -47,17 +47,26 @@ def make_builder(
         export_history(backbone.model, tokenizer, history)
         network_targets = tuple(backbone.model.config.targets)
     forecasters = None
-    titles = {t: o.title(h) for o in backbone.schema.parsed_outcomes()
-              for t, h in zip(o.targets, o.horizons, strict=True)}
+    titles = {
+        t: o.title(h)
+        for o in backbone.schema.parsed_outcomes()
+        for t, h in zip(o.targets, o.horizons, strict=True)
+    }
     boosted_targets: tuple[str, ...] = ()
     if backbone.forecasters is not None and backbone.forecasters.names:
         boosted_targets = tuple(backbone.forecasters.names)
         forecasters = boosters_to_onnx(backbone.forecasters.models, len(backbone.spec.columns))
     builder = FeatureBuilder(
-        schema=backbone.schema, tokenizer=tokenizer, spec=spec,
+        schema=backbone.schema,
+        tokenizer=tokenizer,
+        spec=spec,
         history=open_session(str(history), threads=2) if history else None,
-        forecasters=open_session(forecasters.SerializeToString(), threads=2) if forecasters else None,
-        boosted_targets=boosted_targets, network_targets=network_targets, titles=titles,
+        forecasters=open_session(forecasters.SerializeToString(), threads=2)
+        if forecasters
+        else None,
+        boosted_targets=boosted_targets,
+        network_targets=network_targets,
+        titles=titles,
     )
     return builder, GraphFiles(history, forecasters)
 
@@ -121,9 +130,7 @@ def embed_samples(
     with tempfile.TemporaryDirectory() as scratch:
         builder, _ = make_builder(backbone, samples, Path(scratch))
         table = builder.table(population_of(store, backbone.schema, samples), progress=progress)
-    features = pl.DataFrame(
-        {c.name: table.values[:, i] for i, c in enumerate(table.columns)}
-    )
+    features = pl.DataFrame({c.name: table.values[:, i] for i, c in enumerate(table.columns)})
     frame = samples.frame.select("entity_id", "as_of", "label").hstack(features)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.part")

@@ -68,11 +68,17 @@ def calibration_from_dict(data: dict[str, Any]) -> Calibration:
             out: Calibration = Platt(slope, intercept)
             sound = bool(np.isfinite([slope, intercept]).all()) and slope >= 0
         elif data["method"] == "isotonic":
-            out = Isotonic(tuple(map(float, data["logits"])),
-                           tuple(map(float, data["probabilities"])))
+            out = Isotonic(
+                tuple(map(float, data["logits"])), tuple(map(float, data["probabilities"]))
+            )
             x, p = np.array(out.logits), np.array(out.probabilities)
-            sound = (len(x) == len(p) > 0 and bool((np.diff(x) > 0).all())
-                     and bool((np.diff(p) >= 0).all()) and p[0] >= 0 and p[-1] <= 1)
+            sound = (
+                len(x) == len(p) > 0
+                and bool((np.diff(x) > 0).all())
+                and bool((np.diff(p) >= 0).all())
+                and p[0] >= 0
+                and p[-1] <= 1
+            )
         else:
             raise ArtifactError(
                 f"calibration method '{data['method']}' is neither platt nor isotonic"
@@ -154,9 +160,7 @@ def _newton_platt(
     return beta
 
 
-def fit_isotonic(
-    logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
-) -> Isotonic:
+def fit_isotonic(logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Isotonic:
     """Pool-adjacent-violators (Barlow 1972), thinned to at most `MAX_STEPS` knots.
 
     Probabilities are kept off 0 and 1 by half a case in the outermost blocks.
@@ -186,9 +190,7 @@ def fit_calibration(
     return fit_platt(logit, y, weight)
 
 
-def points(
-    p: np.ndarray, base: float = 600.0, pdo: float = 20.0, odds: float = 50.0
-) -> np.ndarray:
+def points(p: np.ndarray, base: float = 600.0, pdo: float = 20.0, odds: float = 50.0) -> np.ndarray:
     """[S] scorecard points: `base` at good:bad odds of `odds`, `pdo` more when odds double.
 
     Probabilities are held within 1e-9 of 0 and 1.

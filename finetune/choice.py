@@ -41,7 +41,9 @@ class Choice:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "chosen": self.name, "reason": self.reason, "best": self.best,
+            "chosen": self.name,
+            "reason": self.reason,
+            "best": self.best,
             "warnings": list(self.warnings),
             "differences": {
                 n: {"difference": d, "standard_error": e} for n, (d, e) in self.differences.items()

@@ -130,8 +130,10 @@ def ladder_lines(metrics: dict[str, Any]) -> list[str]:
             lines.append(f"{name:<11}  skipped: {row['reason']}")
             continue
         mark = " *" if name == metrics["chosen"] else ""
-        lines.append(f"{name:<11}{_number(row.get('cv_log_loss'), 12, 4)}{_pair(row, 'auc')}"
-                     f"{_pair(row, 'ks')}{mark}")
+        lines.append(
+            f"{name:<11}{_number(row.get('cv_log_loss'), 12, 4)}{_pair(row, 'auc')}"
+            f"{_pair(row, 'ks')}{mark}"
+        )
     lines.append(f"* {metrics['chosen']}: {metrics['why']}")
     return lines
 

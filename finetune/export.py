@@ -127,8 +127,10 @@ def prove(
     part = take(population, rows)
     together = np.array([r.score for r in package.score_population(part)])
     single = np.array(
-        [package.score_population(take(population, rows[i : i + 1]))[0].score
-         for i in range(min(6, len(rows)))]
+        [
+            package.score_population(take(population, rows[i : i + 1]))[0].score
+            for i in range(min(6, len(rows)))
+        ]
     )
     batch = float(np.max(np.abs(together - expected[rows]), initial=0.0))
     alone = float(np.max(np.abs(single - expected[rows[: len(single)]]), initial=0.0))
@@ -187,14 +189,18 @@ def golden_record(
         history = population.profile
         stamped = history.frame.with_columns(
             pl.when(pl.Series(history.known_us) > ALWAYS_KNOWN)
-            .then(pl.col("known_at")).otherwise(None).alias("known_at")
+            .then(pl.col("known_at"))
+            .otherwise(None)
+            .alias("known_at")
         )
         profile = frame_record(_renamed(stamped, wanted))
     samples = pl.DataFrame({"entity_id": names, "as_of": wanted["_as_of"]})
     if population.context is not None:
         samples = samples.hstack(population.context[rows])
     return {
-        "events": events, "profile": profile, "samples": frame_record(samples),
+        "events": events,
+        "profile": profile,
+        "samples": frame_record(samples),
         "scores": [float(v) for v in expected[rows]],
     }
 
@@ -229,7 +235,8 @@ def _write_files(
         heads.append({"file": file, "columns": list(head.columns), "weight": float(head.weight)})
     files = {
         str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in sorted(path.rglob("*")) if f.is_file()
+        for f in sorted(path.rglob("*"))
+        if f.is_file()
     }
     moments = population_times(population)
     manifest: dict[str, Any] = {

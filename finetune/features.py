@@ -140,15 +140,21 @@ class FeatureBuilder:
         if keep_histories and histories is None:
             histories = self._histories(population, cut_)
         return FeatureTable(
-            tuple(columns), np.concatenate(parts, axis=1), histories if keep_histories else None,
+            tuple(columns),
+            np.concatenate(parts, axis=1),
+            histories if keep_histories else None,
             thin=cut_.stop == cut_.start,
         )
 
     def _forecast_column(self, target: str, prefix: str) -> Column:
         title = self.titles.get(target, target.replace("_", " "))
         return Column(
-            name=f"{prefix}{target}", block="forecast", kind="number", levels=(),
-            group=f"forecast.{target}", title=f"forecast: {title}",
+            name=f"{prefix}{target}",
+            block="forecast",
+            kind="number",
+            levels=(),
+            group=f"forecast.{target}",
+            title=f"forecast: {title}",
         )
 
     def _boosted(self, aggregates: np.ndarray) -> np.ndarray:
@@ -158,7 +164,10 @@ class FeatureBuilder:
     def _histories(self, population: Population, cut_: Cut) -> Histories:
         events = self.tokenizer.encode_events(population.timeline)
         queries = self.tokenizer.encode_query(
-            cut_, population.timeline, population.profile, population.context,
+            cut_,
+            population.timeline,
+            population.profile,
+            population.context,
             entity_ids=population.entity_ids,
         )
         return Histories(events, cut_, queries, self.max_events)
@@ -205,8 +214,12 @@ def run_tuned(
 
 def _column(column: AggregateColumn) -> Column:
     return Column(
-        name=column.name, block=column.block, kind="code" if column.kind == "code" else "number",
-        levels=column.levels, group=column.group, title=column.title,
+        name=column.name,
+        block=column.block,
+        kind="code" if column.kind == "code" else "number",
+        levels=column.levels,
+        group=column.group,
+        title=column.title,
     )
 
 
@@ -214,8 +227,12 @@ def _embedding_columns(width: int) -> list[Column]:
     each = width // len(POOLINGS)
     return [
         Column(
-            name=f"state.{pooling}.{i}", block="embedding", kind="number", levels=(),
-            group="behaviour", title="behaviour pattern",
+            name=f"state.{pooling}.{i}",
+            block="embedding",
+            kind="number",
+            levels=(),
+            group="behaviour",
+            title="behaviour pattern",
         )
         for pooling in POOLINGS
         for i in range(each)

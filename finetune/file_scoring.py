@@ -28,7 +28,9 @@ def population_of(
     has_profile = schema.profile is not None
     return Population(
         timeline=store.timeline(entities=entities, until_us=until_us),
-        profile=store.profile_history(entities=entities, until_us=until_us) if has_profile else None,
+        profile=store.profile_history(entities=entities, until_us=until_us)
+        if has_profile
+        else None,
         entity_ids=samples.entity_ids,
         as_of_us=samples.as_of_us,
         context=samples.frame.select(list(schema.context)) if schema.context else None,
@@ -50,7 +52,11 @@ def check_same_schema(store: EventStore, schema: Schema, what: str) -> None:
 
 
 def score_file(
-    package_path: Path, store_path: Path, samples_path: Path, output: Path, reasons: bool,
+    package_path: Path,
+    store_path: Path,
+    samples_path: Path,
+    output: Path,
+    reasons: bool,
     progress: Progress | None = None,
 ) -> str:
     """Write the samples back in their order with `score`, `points`, `band` and `flags`.
@@ -66,7 +72,9 @@ def score_file(
     store = EventStore.open(store_path)
     check_same_schema(store, package.schema, f"package {package.id}")
     samples = read_samples(samples_path, package.schema, need_labels=False, keep_duplicates=True)
-    rows = package.score_population(population_of(store, package.schema, samples), reasons, progress)
+    rows = package.score_population(
+        population_of(store, package.schema, samples), reasons, progress
+    )
     frame = scored_frame(samples.original, rows, reasons)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.part")
@@ -90,7 +98,8 @@ def scored_frame(original: pl.DataFrame, rows: list[ScoreRow], reasons: bool) ->
         for k in range(4):
             words = [
                 f"{r.reasons[k].title}: {r.reasons[k].value} ({r.reasons[k].effect:+.2f})"
-                if k < len(r.reasons) else ""
+                if k < len(r.reasons)
+                else ""
                 for r in rows
             ]
             added[f"reason_{k + 1}"] = pl.Series(words, dtype=pl.String)

@@ -166,12 +166,14 @@ class TunedRecipe:
             torch.manual_seed(seed)
             backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
             model = TunedBackbone(
-                backbone, self.settings.tokens if self.name == "prompt" else 0,
+                backbone,
+                self.settings.tokens if self.name == "prompt" else 0,
                 torch.ones(backbone.config.width),
             )
             if self.name == "lora":
                 adapter = LoraConfig(
-                    r=self.settings.rank, lora_alpha=2 * self.settings.rank,
+                    r=self.settings.rank,
+                    lora_alpha=2 * self.settings.rank,
                     target_modules=LORA_MODULES,
                 )
                 inject_adapter_in_model(adapter, backbone)
@@ -189,13 +191,20 @@ class TunedRecipe:
         return model
 
     def _train(
-        self, model: TunedBackbone, table: FeatureTable, y: np.ndarray, weight: np.ndarray,
+        self,
+        model: TunedBackbone,
+        table: FeatureTable,
+        y: np.ndarray,
+        weight: np.ndarray,
         seed: int,
     ) -> Iterator[int]:
         """Train epoch by epoch, yielding after each."""
         own = [model.weight, model.bias]
-        deep = [p for n, p in model.named_parameters() if p.requires_grad and n not in
-                ("weight", "bias")]
+        deep = [
+            p
+            for n, p in model.named_parameters()
+            if p.requires_grad and n not in ("weight", "bias")
+        ]
         s = self.settings
         optimizer = torch.optim.AdamW(
             [{"params": own, "lr": s.head_learning_rate}, {"params": deep, "lr": s.learning_rate}],
@@ -258,7 +267,10 @@ def _states(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
 
 
 def _loss(
-    model: TunedBackbone, settings: FineTuneSettings, table: FeatureTable, y: np.ndarray,
+    model: TunedBackbone,
+    settings: FineTuneSettings,
+    table: FeatureTable,
+    y: np.ndarray,
     weight: np.ndarray,
 ) -> float:
     """Weighted log-loss of a model on rows."""
@@ -267,9 +279,7 @@ def _loss(
     return float(np.average(losses, weights=weight))
 
 
-def _batches(
-    table: FeatureTable, size: int
-) -> Iterator[tuple[np.ndarray, Batch]]:
+def _batches(table: FeatureTable, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
     histories = table.histories
     for rows, batch in history_batches(
         histories.events, histories.cut, histories.queries, size, histories.max_events

@@ -66,8 +66,6 @@ class FusionRecipe:
         """
         every = table.select(TABULAR | self.reads)
         linear = fit_linear("linear", every, y, weight, groups, seed, balance=True)
-        trees = fit_trees(
-            "trees", every, y, weight, groups, seed, shapes=SHAPES[:1], bags=2
-        )
+        trees = fit_trees("trees", every, y, weight, groups, seed, shapes=SHAPES[:1], bags=2)
         detail = {"linear": linear.detail, "trees": trees.detail}
         return WeightedRecipes(self.name, [linear, trees], [0.5, 0.5], detail)

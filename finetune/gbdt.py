@@ -105,14 +105,26 @@ def fit_trees(
     weight = weight / weight.mean()
     base = prior_logit(y, weight)
     common = {
-        "objective": "binary", "learning_rate": 0.1, "max_bin": 63, "verbosity": -1,
-        "num_threads": THREADS if x.size > 2_000_000 else 1, "deterministic": True,
-        "force_row_wise": True, "bagging_fraction": 0.7, "bagging_freq": 1,
-        "feature_pre_filter": False, "boost_from_average": False, "min_data_in_bin": 3,
+        "objective": "binary",
+        "learning_rate": 0.1,
+        "max_bin": 63,
+        "verbosity": -1,
+        "num_threads": THREADS if x.size > 2_000_000 else 1,
+        "deterministic": True,
+        "force_row_wise": True,
+        "bagging_fraction": 0.7,
+        "bagging_freq": 1,
+        "feature_pre_filter": False,
+        "boost_from_average": False,
+        "min_data_in_bin": 3,
     }
     data = lgb.Dataset(
-        x, label=y, weight=weight, init_score=np.full(len(y), base),
-        params=common, free_raw_data=False,
+        x,
+        label=y,
+        weight=weight,
+        init_score=np.full(len(y), base),
+        params=common,
+        free_raw_data=False,
     ).construct()
     tried = [s for s in shapes if s["num_leaves"] < 10 or len(y) >= DEEP_ROWS]
     folds = assign_folds(y, groups, 4, 1, seed)[0]
@@ -143,7 +155,11 @@ def _losses_by_round(
         held = data.subset(test)
         record: dict[str, Any] = {}
         lgb.train(
-            params, train, num_boost_round=MAX_ROUNDS, valid_sets=[held], valid_names=["held"],
+            params,
+            train,
+            num_boost_round=MAX_ROUNDS,
+            valid_sets=[held],
+            valid_names=["held"],
             callbacks=[lgb.record_evaluation(record)],
         )
         losses = np.array(record["held"]["binary_logloss"])

@@ -177,8 +177,11 @@ def _constants(head: LinearHead) -> _Constants:
         missing[at[code.column]] += code.missing - code.other
     for binned in bins:
         missing[at[binned.column]] += binned.missing - binned.values[0]
-    code_rows = [(at[t.column], c, v - t.other) for t in codes for c, v in zip(
-        t.codes, t.values, strict=True)]
+    code_rows = [
+        (at[t.column], c, v - t.other)
+        for t in codes
+        for c, v in zip(t.codes, t.values, strict=True)
+    ]
     edge_rows = [
         (at[t.column], e, step)
         for t in bins
@@ -213,7 +216,12 @@ def _constants(head: LinearHead) -> _Constants:
 def _scaled_term(term: Term, slope: float) -> Term:
     if isinstance(term, NumberTerm):
         return NumberTerm(
-            term.column, term.weight * slope, term.center, term.scale, term.transform, term.clip,
+            term.column,
+            term.weight * slope,
+            term.center,
+            term.scale,
+            term.transform,
+            term.clip,
             term.missing * slope,
         )
     values = tuple(v * slope for v in term.values)
@@ -300,6 +308,9 @@ def linear_model(head: LinearHead, name: str = "linear") -> onnx.ModelProto:
 
 
 def _logit(g: GraphParts, v: str) -> str:
-    p = g.op("Max", g.op("Min", v, g.constant(np.float32(1.0 - LOGIT_MARGIN))),
-             g.constant(np.float32(LOGIT_MARGIN)))
+    p = g.op(
+        "Max",
+        g.op("Min", v, g.constant(np.float32(1.0 - LOGIT_MARGIN))),
+        g.constant(np.float32(LOGIT_MARGIN)),
+    )
     return g.op("Sub", g.op("Log", p), g.op("Log", g.op("Sub", g.constant(np.float32(1.0)), p)))

@@ -180,8 +180,13 @@ def _export(module: nn.Module, model: RiskBackbone, outputs: Sequence[str]) -> o
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, tuple(torch.from_numpy(example[name]) for name in INPUTS), file, dynamo=False,
-            opset_version=OPSET, input_names=list(INPUTS), output_names=list(outputs),
+            module,
+            tuple(torch.from_numpy(example[name]) for name in INPUTS),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(outputs),
             dynamic_axes=axes,
         )
     return onnx.load_from_string(file.getvalue())

@@ -147,14 +147,13 @@ def run_ladder(
     # Slow recipes run last, so that a budget costs them and not the others; the blend at the end.
     plain = [r for r in recipes if not isinstance(r, BlendRecipe)]
     for recipe in sorted(plain, key=lambda r: r.slow):
-        found[recipe.name] = _run(
-            recipe, table, y, weight, groups, splits, seed, clock, progress
-        )
+        found[recipe.name] = _run(recipe, table, y, weight, groups, splits, seed, clock, progress)
     weights: dict[str, float] = {}
     for recipe in recipes:
         if isinstance(recipe, BlendRecipe):
             members = {
-                m.name: r for m in recipe.members
+                m.name: r
+                for m in recipe.members
                 if (r := found.get(m.name)) is not None and r.status == "ok"
             }
             found[recipe.name], weights = _run_blend(recipe.name, members, y, weight, fold_of)
@@ -190,8 +189,15 @@ def _fold_of(splits: Sequence[Split], rows: int) -> np.ndarray:
 
 
 def _run(
-    recipe: Recipe, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray,
-    splits: Sequence[Split], seed: int, clock: _Clock, progress: Progress | None,
+    recipe: Recipe,
+    table: FeatureTable,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    splits: Sequence[Split],
+    seed: int,
+    clock: _Clock,
+    progress: Progress | None,
 ) -> RecipeResult:
     reason = missing_reason(recipe, table)
     if reason:
@@ -218,7 +224,8 @@ def _run(
         need = spent / (done + 1) * (len(splits) - done)
         if need > clock.left():
             return RecipeResult(
-                recipe.name, "skipped",
+                recipe.name,
+                "skipped",
                 f"needs about {need / 60:.1f} min more, {max(clock.left(), 0) / 60:.1f} min of the "
                 f"budget are left",
             )
@@ -228,7 +235,10 @@ def _run(
 
 
 def _run_blend(
-    name: str, members: dict[str, RecipeResult], y: np.ndarray, weight: np.ndarray,
+    name: str,
+    members: dict[str, RecipeResult],
+    y: np.ndarray,
+    weight: np.ndarray,
     fold_of: np.ndarray,
 ) -> tuple[RecipeResult, dict[str, float]]:
     """Blend out-of-fold logits; the weights to ship are learnt on all of them."""
@@ -237,15 +247,19 @@ def _run_blend(
     if (fold_of.max(axis=1) < 1).all():
         return RecipeResult(name, "skipped", "one fold leaves none to learn weights on"), {}
     began = time.monotonic()
-    logits = np.stack([
-        out_of_fold_blend({n: _logits_of(r)[i] for n, r in members.items()}, y, weight, fold)
-        for i, fold in enumerate(fold_of)
-    ])
+    logits = np.stack(
+        [
+            out_of_fold_blend({n: _logits_of(r)[i] for n, r in members.items()}, y, weight, fold)
+            for i, fold in enumerate(fold_of)
+        ]
+    )
     repeats = len(fold_of)
     seen = (fold_of >= 0).ravel()
     weights = blend_weights(
         {n: _logits_of(r).ravel()[seen] for n, r in members.items()},
-        np.tile(y, repeats)[seen], np.tile(weight, repeats)[seen], repeats,
+        np.tile(y, repeats)[seen],
+        np.tile(weight, repeats)[seen],
+        repeats,
     )
     seconds = time.monotonic() - began
     return RecipeResult(name, "ok", logits=logits, seconds=seconds), weights
@@ -284,7 +298,9 @@ def _measure(
 
 def _plain(result: RecipeResult) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "recipe": result.name, "status": result.status, "reason": result.reason,
+        "recipe": result.name,
+        "status": result.status,
+        "reason": result.reason,
         "seconds": round(result.seconds, 3),
     }
     for measure in ("log_loss", "auc", "ks"):

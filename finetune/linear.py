@@ -91,8 +91,9 @@ class Inputs:
         gone: dict[str, float] = {}
         for item, w in zip(self.inputs, weights, strict=True):
             if item.kind == "number":
-                terms.append(NumberTerm(
-                    item.column, float(w), item.center, item.scale, item.transform, CLIP))
+                terms.append(
+                    NumberTerm(item.column, float(w), item.center, item.scale, item.transform, CLIP)
+                )
                 continue
             step = float(w) / item.scale
             intercept -= step * item.center
@@ -105,8 +106,7 @@ class Inputs:
         for column, steps in levels.items():
             known = {c: v for c, v in steps.items() if not np.isnan(c)}
             absent = next((v for c, v in steps.items() if np.isnan(c)), 0.0)
-            terms.append(CodeTerm(
-                column, tuple(known), tuple(known.values()), missing=absent))
+            terms.append(CodeTerm(column, tuple(known), tuple(known.values()), missing=absent))
         return LinearHead(tuple(terms), float(intercept))
 
 
@@ -126,8 +126,14 @@ def _number_inputs(table: FeatureTable, at: np.ndarray, x: np.ndarray) -> list[I
     varied = (seen >= RARE_COUNT) & (scale > 1e-6 * (1.0 + np.abs(center)))
     transform = np.where(chance, "logit", np.where(use_log, "log", "identity"))
     out = [
-        Input("number", table.columns[at[i]].name, table.columns[at[i]].block,
-              float(center[i]), float(scale[i]), str(transform[i]))
+        Input(
+            "number",
+            table.columns[at[i]].name,
+            table.columns[at[i]].block,
+            float(center[i]),
+            float(scale[i]),
+            str(transform[i]),
+        )
         for i in np.flatnonzero(varied)
     ]
     absent = gone.sum(axis=0)
@@ -139,8 +145,11 @@ def _number_inputs(table: FeatureTable, at: np.ndarray, x: np.ndarray) -> list[I
             patterns.add(pattern)
             share = float(absent[i] / len(x))
             column = table.columns[at[i]]
-            out.append(Input("missing", column.name, column.block, share,
-                             float(np.sqrt(share * (1 - share)))))
+            out.append(
+                Input(
+                    "missing", column.name, column.block, share, float(np.sqrt(share * (1 - share)))
+                )
+            )
     return out
 
 
@@ -161,8 +170,9 @@ def _level_inputs(table: FeatureTable, at: int, x: np.ndarray) -> list[Input]:
     keep = (counts >= enough) & (counts <= len(x) - RARE_COUNT)
     shares = counts / len(x)
     return [
-        Input("level", column.name, column.block, float(s), float(np.sqrt(s * (1 - s))),
-              code=float(c))
+        Input(
+            "level", column.name, column.block, float(s), float(np.sqrt(s * (1 - s))), code=float(c)
+        )
         for c, s in zip(codes[keep], shares[keep], strict=True)
     ]
 

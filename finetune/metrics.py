@@ -107,13 +107,13 @@ def brier(y: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> flo
     return float(np.average((np.asarray(p) - np.asarray(y)) ** 2, weights=_weights(y, weight)))
 
 
-def ece(
-    y: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10
-) -> float:
+def ece(y: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10) -> float:
     """Expected calibration error over equally filled bins (Naeini et al. 2015)."""
     curve = calibration_curve(y, p, weight, bins)
-    return float((curve["weight"] * np.abs(curve["observed"] - curve["predicted"])).sum()
-                 / curve["weight"].sum())
+    return float(
+        (curve["weight"] * np.abs(curve["observed"] - curve["predicted"])).sum()
+        / curve["weight"].sum()
+    )
 
 
 def calibration_curve(
@@ -220,12 +220,19 @@ def lift_table(
             continue
         mass, bads = float(w[rows].sum()), float(w[rows] @ y[rows])
         captured += bads
-        out.append({
-            "band": b + 1, "rows": len(rows), "weight": mass, "bads": bads,
-            "bad_rate": bads / mass, "lift": bads / mass / max(overall, EPS),
-            "captured": captured / max(float(w @ y), EPS),
-            "score_min": float(np.min(score[rows])), "score_max": float(np.max(score[rows])),
-        })
+        out.append(
+            {
+                "band": b + 1,
+                "rows": len(rows),
+                "weight": mass,
+                "bads": bads,
+                "bad_rate": bads / mass,
+                "lift": bads / mass / max(overall, EPS),
+                "captured": captured / max(float(w @ y), EPS),
+                "score_min": float(np.min(score[rows])),
+                "score_max": float(np.max(score[rows])),
+            }
+        )
     return out
 
 

@@ -75,8 +75,9 @@ def check_names(settings: AdaptSettings) -> None:
     valid = [n for n in LADDER_ORDER if n != "transfer"]
     for name in ([settings.recipe] if settings.recipe != "auto" else []) + [*settings.recipes]:
         if name not in valid:
-            raise UserError(f"unknown recipe '{name}'{nearest(name, valid)}; recipes: "
-                            f"{listing(valid)}")
+            raise UserError(
+                f"unknown recipe '{name}'{nearest(name, valid)}; recipes: {listing(valid)}"
+            )
 
 
 def _recipes(settings: AdaptSettings, backbone: Backbone) -> list[Recipe]:
@@ -94,7 +95,10 @@ def _recipes(settings: AdaptSettings, backbone: Backbone) -> list[Recipe]:
 
 
 def make_model(
-    settings: AdaptSettings, backbone: Backbone, samples: Samples, table: FeatureTable,
+    settings: AdaptSettings,
+    backbone: Backbone,
+    samples: Samples,
+    table: FeatureTable,
     reporter: Say,
 ) -> Model:
     """Compare, choose, fit on all rows and calibrate."""
@@ -103,8 +107,14 @@ def make_model(
     y, weight, groups = samples.y, samples.weight, samples.groups
     with reporter.bar("recipes") as bar:
         ladder = run_ladder(
-            table, y, weight, groups, _recipes(settings, backbone), seed=settings.seed,
-            repeats=settings.repeats, folds=settings.folds,
+            table,
+            y,
+            weight,
+            groups,
+            _recipes(settings, backbone),
+            seed=settings.seed,
+            repeats=settings.repeats,
+            folds=settings.folds,
             budget_minutes=settings.budget_minutes,
             progress=lambda name, done, total: bar(done, total, name),
         )
@@ -126,8 +136,17 @@ def make_model(
     logit = ladder[chosen].logit
     score = apply_calibration(calibrations[chosen], logit)
     return Model(
-        ladder, chosen, why, fitted[chosen], fitted, calibrations, logit, score,
-        calibrations[chosen], decision_bands(score), warnings,
+        ladder,
+        chosen,
+        why,
+        fitted[chosen],
+        fitted,
+        calibrations,
+        logit,
+        score,
+        calibrations[chosen],
+        decision_bands(score),
+        warnings,
     )
 
 
@@ -139,8 +158,17 @@ def _unlabelled(table: FeatureTable) -> Model:
     score = apply_calibration(calibration, logit)
     warning = "no labels: the score is the mean forecast and is not calibrated to this label"
     return Model(
-        None, "query", "no labels were given", fitted, {"query": fitted}, {"query": calibration},
-        logit, score, calibration, decision_bands(score), [warning],
+        None,
+        "query",
+        "no labels were given",
+        fitted,
+        {"query": fitted},
+        {"query": calibration},
+        logit,
+        score,
+        calibration,
+        decision_bands(score),
+        [warning],
     )
 
 

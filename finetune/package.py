@@ -77,8 +77,12 @@ class Package:
     """
 
     def __init__(
-        self, manifest: dict[str, Any], builder: FeatureBuilder, heads: list[Head],
-        reference: np.ndarray, golden: dict[str, Any],
+        self,
+        manifest: dict[str, Any],
+        builder: FeatureBuilder,
+        heads: list[Head],
+        reference: np.ndarray,
+        golden: dict[str, Any],
     ) -> None:
         self.manifest = manifest
         self.builder = builder
@@ -109,12 +113,15 @@ class Package:
         _require(fingerprint(schema) == manifest["schema_fingerprint"], path, "schema")
         _require(tokenizer.fingerprint == manifest["tokenizer_fingerprint"], path, "tokenizer")
         builder = FeatureBuilder(
-            schema=schema, tokenizer=tokenizer, spec=spec,
+            schema=schema,
+            tokenizer=tokenizer,
+            spec=spec,
             history=_session(path, manifest["graphs"].get("history"), threads),
             forecasters=_session(path, manifest["graphs"].get("forecasters"), threads),
             boosted_targets=tuple(manifest["boosted_targets"]),
             network_targets=tuple(manifest["network_targets"]),
-            titles=manifest["forecast_titles"], max_events=manifest["max_events"],
+            titles=manifest["forecast_titles"],
+            max_events=manifest["max_events"],
         )
         heads = []
         for head in manifest["heads"]:
@@ -183,7 +190,9 @@ class Package:
                     points=int(scaled[i]),
                     band=self.band(float(probability[i])),
                     reasons=explained[i],
-                    forecasts={n: float(v) for n, v in zip(names, forecasts.values[i], strict=True)},
+                    forecasts={
+                        n: float(v) for n, v in zip(names, forecasts.values[i], strict=True)
+                    },
                     flags=("thin_file",) if thin[i] and self.schema.sources else (),
                 )
             )
@@ -322,8 +331,13 @@ def frame_record(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 _KINDS: dict[str, Any] = {
-    "time": pl.Datetime("us"), "String": pl.String, "Float64": pl.Float64,
-    "Boolean": pl.Boolean, "Int64": pl.Int64, "Float32": pl.Float32, "UInt32": pl.UInt32,
+    "time": pl.Datetime("us"),
+    "String": pl.String,
+    "Float64": pl.Float64,
+    "Boolean": pl.Boolean,
+    "Int64": pl.Int64,
+    "Float32": pl.Float32,
+    "UInt32": pl.UInt32,
     "Int32": pl.Int32,
 }
 

@@ -66,8 +66,13 @@ class QueryRecipe:
         usual = np.where(seen, logits, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
         limit = float(2 * np.log(1 / LOGIT_MARGIN))
         terms = tuple(
-            NumberTerm(name, value / total, transform="logit", clip=limit,
-                       missing=float(usual[i] * value / total))
+            NumberTerm(
+                name,
+                value / total,
+                transform="logit",
+                clip=limit,
+                missing=float(usual[i] * value / total),
+            )
             for i, (name, value) in enumerate(weights.items())
         )
         return FittedLinear(self.name, LinearHead(terms), {"weights": weights})

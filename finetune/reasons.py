@@ -100,9 +100,7 @@ def top_reasons(
     order = [g for g in np.argsort(-np.abs(effects)) if abs(effects[g]) > 1e-6][:count]
     out = []
     for g in order:
-        members = [
-            i for i, c in enumerate(columns) if c.group == groups[g] and c.name in used
-        ]
+        members = [i for i, c in enumerate(columns) if c.group == groups[g] and c.name in used]
         shown = max(members, key=lambda i: _distance(row[i], reference[i]))
         title = columns[shown].title if columns[shown].block != "embedding" else "behaviour pattern"
         out.append(

@@ -17,13 +17,31 @@ from finetune.heads import Head, LinearHead
 from finetune.table import FeatureTable
 
 LADDER_ORDER = (
-    "query", "scorecard", "linear", "gbdt", "forecast", "probe", "fusion", "prompt", "lora",
-    "transfer", "blend",
+    "query",
+    "scorecard",
+    "linear",
+    "gbdt",
+    "forecast",
+    "probe",
+    "fusion",
+    "prompt",
+    "lora",
+    "transfer",
+    "blend",
 )
 # Lowest variance first: among recipes that cannot be told apart the earliest is shipped.
 VARIANCE_ORDER = (
-    "query", "forecast", "scorecard", "linear", "probe", "blend", "gbdt", "fusion", "prompt",
-    "lora", "transfer",
+    "query",
+    "forecast",
+    "scorecard",
+    "linear",
+    "probe",
+    "blend",
+    "gbdt",
+    "fusion",
+    "prompt",
+    "lora",
+    "transfer",
 )
 FEW_BADS = 10
 FEW_BADS_RECIPES = ("query", "forecast")

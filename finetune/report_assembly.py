@@ -11,7 +11,7 @@ import polars as pl
 
 from finetune.calibration import points
 from finetune.features import FeatureTable
-from finetune.metrics import frozen_bins, ks, psi, bin_shares
+from finetune.metrics import bin_shares, frozen_bins, ks, psi
 from finetune.modelling import Model
 from finetune.package import Package
 from finetune.reasons import Reason, group_effects, reference_row, top_reasons
@@ -84,7 +84,8 @@ def _sample_facts(samples: Samples, table: FeatureTable) -> SampleFacts:
     channels = samples.frame["channel"]
     several = channels.n_unique() > 1
     return SampleFacts(
-        y=label, as_of_us=samples.as_of_us,
+        y=label,
+        as_of_us=samples.as_of_us,
         channel=channels.fill_null("none").to_list() if several else None,
         thin=table.thin,
     )
@@ -94,8 +95,14 @@ def _windows(result: Adaptation) -> list[WindowFacts]:
     out = []
     until = result.backbone.run.get("until")
     if until:
-        out.append(WindowFacts(name="pretraining", start="", end=str(until)[:10],
-                               note="events known before this day, without labels"))
+        out.append(
+            WindowFacts(
+                name="pretraining",
+                start="",
+                end=str(until)[:10],
+                note="events known before this day, without labels",
+            )
+        )
     out.append(_window("development sample", result.samples))
     if result.test is not None:
         out.append(_window("test sample", result.test.samples))
@@ -104,8 +111,12 @@ def _windows(result: Adaptation) -> list[WindowFacts]:
 
 def _window(name: str, samples: Samples) -> WindowFacts:
     as_of = samples.frame["as_of"]
-    return WindowFacts(name=name, start=str(as_of.dt.date().min()), end=str(as_of.dt.date().max()),
-                       note=f"n = {len(samples):,}")
+    return WindowFacts(
+        name=name,
+        start=str(as_of.dt.date().min()),
+        end=str(as_of.dt.date().max()),
+        note=f"n = {len(samples):,}",
+    )
 
 
 def _basis(model: Model, samples: Samples) -> str:
@@ -127,11 +138,18 @@ def _ladder(result: Adaptation) -> list[LadderRow]:
         test = result.test.intervals.get(name, {}) if result.test is not None else {}
         rows.append(
             LadderRow(
-                name=name, status=row["status"], reason=row.get("reason", ""),
-                cv_log_loss=row.get("cv_log_loss"), gap=gap, gap_se=error,
-                auc=row.get("cv_auc"), auc_low=row.get("cv_auc_low"),
-                auc_high=row.get("cv_auc_high"), ks=row.get("cv_ks"),
-                ks_low=row.get("cv_ks_low"), ks_high=row.get("cv_ks_high"),
+                name=name,
+                status=row["status"],
+                reason=row.get("reason", ""),
+                cv_log_loss=row.get("cv_log_loss"),
+                gap=gap,
+                gap_se=error,
+                auc=row.get("cv_auc"),
+                auc_low=row.get("cv_auc_low"),
+                auc_high=row.get("cv_auc_high"),
+                ks=row.get("cv_ks"),
+                ks_low=row.get("cv_ks_low"),
+                ks_high=row.get("cv_ks_high"),
                 **{
                     f"test_{m}{end}": getattr(test[m], attribute)
                     for m in test
@@ -148,8 +166,12 @@ def _evaluation(result: Adaptation) -> EvaluationFacts | None:
         test = result.test
         later = int(test.samples.as_of_us.min()) > int(samples.as_of_us.max())
         return EvaluationFacts(
-            name="test file, out of time" if later else "test file", kind="test", y=test.y,
-            as_of_us=test.samples.as_of_us, score=test.scores[model.chosen], out_of_time=later,
+            name="test file, out of time" if later else "test file",
+            kind="test",
+            y=test.y,
+            as_of_us=test.samples.as_of_us,
+            score=test.scores[model.chosen],
+            out_of_time=later,
             baseline=test.scores.get("gbdt") if model.chosen != "gbdt" else None,
             reference_score=model.score[~np.isnan(model.score)],
         )
@@ -163,8 +185,11 @@ def _evaluation(result: Adaptation) -> EvaluationFacts | None:
 
         baseline = apply_calibration(model.calibrations["gbdt"], ok["gbdt"].logit)[rows]
     return EvaluationFacts(
-        name="out-of-fold predictions of the labelled sample", kind="out-of-fold",
-        y=samples.y[rows], as_of_us=samples.as_of_us[rows], score=model.score[rows],
+        name="out-of-fold predictions of the labelled sample",
+        kind="out-of-fold",
+        y=samples.y[rows],
+        as_of_us=samples.as_of_us[rows],
+        score=model.score[rows],
         baseline=baseline,
     )
 
@@ -172,8 +197,12 @@ def _evaluation(result: Adaptation) -> EvaluationFacts | None:
 def _forecasts(table: FeatureTable) -> list[ForecastFacts]:
     block = table.block("forecast")
     return [
-        ForecastFacts(name=c.name, title=c.title.removeprefix("forecast: ") + (
-            " (network)" if c.name.startswith("network.") else ""), values=block.values[:, i])
+        ForecastFacts(
+            name=c.name,
+            title=c.title.removeprefix("forecast: ")
+            + (" (network)" if c.name.startswith("network.") else ""),
+            values=block.values[:, i],
+        )
         for i, c in enumerate(block.columns)
     ]
 
@@ -198,9 +227,13 @@ def _variables(result: Adaptation) -> tuple[list[VariableFacts], str]:
             shift = _shift(values, other)
         found.append(
             VariableFacts(
-                name=column.name, title=column.title, block=column.block,
-                missing=float(1 - present.mean()), iv=information_value(values, y),
-                ks=ks(y[present], values[present]), psi=shift,
+                name=column.name,
+                title=column.title,
+                block=column.block,
+                missing=float(1 - present.mean()),
+                iv=information_value(values, y),
+                ks=ks(y[present], values[present]),
+                psi=shift,
             )
         )
     found.sort(key=lambda v: -(v.ks or 0.0))
@@ -251,8 +284,9 @@ def _explain(
     titles = {c.group: c.title for c in reversed(part.columns) if c.name in package.used}
     order = np.argsort(-np.abs(effects).mean(axis=0))
     importance = [
-        ReasonGroupFacts(title=_group_title(groups[g], titles), importance=float(
-            np.abs(effects[:, g]).mean()))
+        ReasonGroupFacts(
+            title=_group_title(groups[g], titles), importance=float(np.abs(effects[:, g]).mean())
+        )
         for g in order[:15]
     ]
     score = package.probability(logit(part.values))
@@ -266,7 +300,9 @@ def _explain(
         )
         examples.append(
             ExampleFacts(
-                band=band, score=float(score[i]), reasons=top,
+                band=band,
+                score=float(score[i]),
+                reasons=top,
                 points=float(points(score[i : i + 1], **package.manifest["points"])[0]),
                 as_of=as_of[int(np.unique(rows)[i])],
             )

@@ -22,7 +22,10 @@ APPROVALS = (0.5, 0.6, 0.7, 0.8, 0.9)
 GAIN_DRAWS = 200
 TAILS = (0.025, 0.975)
 MEASURES: dict[Measure, Callable[..., float]] = {
-    "ks": metrics.ks, "auc": metrics.auc, "gini": metrics.gini, "log_loss": metrics.log_loss,
+    "ks": metrics.ks,
+    "auc": metrics.auc,
+    "gini": metrics.gini,
+    "log_loss": metrics.log_loss,
     "brier": metrics.brier,
 }
 Draws = dict[str, np.ndarray]
@@ -91,8 +94,9 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
     facts = content.evaluation
     if facts is None:
         return None
-    check_arrays(facts.name, facts.y, as_of_us=facts.as_of_us, score=facts.score,
-                 baseline=facts.baseline)
+    check_arrays(
+        facts.name, facts.y, as_of_us=facts.as_of_us, score=facts.score, baseline=facts.baseline
+    )
     known = ~np.isnan(facts.y)
     y, score = facts.y[known], facts.score[known]
     baseline = None if facts.baseline is None else facts.baseline[known]
@@ -103,7 +107,11 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
         "baseline_name": facts.baseline_name if baseline is not None else None,
         "distribution": _distribution(y, score),
         "stability": _stability(facts, content),
-        "metrics": None, "roc": None, "ks_curve": None, "calibration": None, "deciles": None,
+        "metrics": None,
+        "roc": None,
+        "ks_curve": None,
+        "calibration": None,
+        "deciles": None,
         "comparison": None,
     }
     if len(np.unique(y)) < 2:
@@ -150,7 +158,8 @@ def auc_interval(y: np.ndarray, score: np.ndarray) -> dict[str, float]:
         return {}
     found = delong(y, score, np.zeros(len(y)))
     return {
-        "auc": metrics.auc(y, score), "auc_low": max(0.0, 0.5 + found.low),
+        "auc": metrics.auc(y, score),
+        "auc_low": max(0.0, 0.5 + found.low),
         "auc_high": min(1.0, 0.5 + found.high),
     }
 
@@ -160,8 +169,9 @@ def _metrics(y: np.ndarray, score: np.ndarray, draws: Draws) -> list[dict[str, A
     rows: list[dict[str, Any]] = []
     for name, value in MEASURES.items():
         low, high = np.quantile(draws[name], TAILS)
-        rows.append({"name": name, "value": value(y, score), "low": float(low),
-                     "high": float(high)})
+        rows.append(
+            {"name": name, "value": value(y, score), "low": float(low), "high": float(high)}
+        )
     error = metrics.ece(y, score, bins=len(_calibration(y, score)))
     return [*rows, {"name": "ece", "value": error, "low": None, "high": None}]
 
@@ -179,9 +189,14 @@ def _ks_curve(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
     top = int(np.argmax(np.abs(bad - good)))
     keep = np.union1d(_thin(len(share)), [top])
     return {
-        "share": share[keep].tolist(), "bad": bad[keep].tolist(), "good": good[keep].tolist(),
-        "ks": metrics.ks(y, score), "at_share": float(share[top]), "at_bad": float(bad[top]),
-        "at_good": float(good[top]), "at_score": float(np.clip(threshold[top], 0, 1)),
+        "share": share[keep].tolist(),
+        "bad": bad[keep].tolist(),
+        "good": good[keep].tolist(),
+        "ks": metrics.ks(y, score),
+        "at_share": float(share[top]),
+        "at_bad": float(bad[top]),
+        "at_good": float(good[top]),
+        "at_score": float(np.clip(threshold[top], 0, 1)),
     }
 
 
@@ -195,10 +210,16 @@ def _calibration(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     curve = metrics.calibration_curve(y, score, bins=count)
     low, high = wilson(curve["observed"] * curve["count"], curve["count"])
     return [
-        {"n": int(n), "mean_score": float(p), "bad_rate": float(o), "bad_rate_low": float(a),
-         "bad_rate_high": float(b)}
-        for n, p, o, a, b in zip(curve["count"], curve["predicted"], curve["observed"], low, high,
-                                 strict=True)
+        {
+            "n": int(n),
+            "mean_score": float(p),
+            "bad_rate": float(o),
+            "bad_rate_low": float(a),
+            "bad_rate_high": float(b),
+        }
+        for n, p, o, a, b in zip(
+            curve["count"], curve["predicted"], curve["observed"], low, high, strict=True
+        )
     ]
 
 
@@ -207,12 +228,20 @@ def _deciles(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     out = []
     for row in metrics.lift_table(y, score, bins=10 if len(y) >= 100 else 5):
         low, high = wilson(np.array([row["bads"]]), np.array([row["rows"]]))
-        out.append({
-            "tenth": int(row["band"]), "n": int(row["rows"]), "n_bad": int(row["bads"]),
-            "score_low": row["score_min"], "score_high": row["score_max"],
-            "bad_rate": row["bad_rate"], "bad_rate_low": float(low[0]),
-            "bad_rate_high": float(high[0]), "lift": row["lift"], "captured": row["captured"],
-        })
+        out.append(
+            {
+                "tenth": int(row["band"]),
+                "n": int(row["rows"]),
+                "n_bad": int(row["bads"]),
+                "score_low": row["score_min"],
+                "score_high": row["score_max"],
+                "bad_rate": row["bad_rate"],
+                "bad_rate_low": float(low[0]),
+                "bad_rate_high": float(high[0]),
+                "lift": row["lift"],
+                "captured": row["captured"],
+            }
+        )
     return out
 
 
@@ -237,9 +266,7 @@ def bad_rate_at(
     """[A] bad rates among the best `approval` ([A]) of customers; ties share bads evenly."""
     curve = metrics.ks_curve(y, score, weight)
     mass = np.ones(len(y)) if weight is None else weight
-    bads = np.interp(
-        approval, np.append(0.0, curve["population"]), np.append(0.0, curve["bad"])
-    )
+    bads = np.interp(approval, np.append(0.0, curve["population"]), np.append(0.0, curve["bad"]))
     return bads * (mass @ y) / mass.sum() / approval
 
 
@@ -255,25 +282,39 @@ def _comparison(
     for measure in ("auc", "ks", "log_loss"):
         low, high = np.quantile(ours[measure] - theirs[measure], TAILS)
         first, second = MEASURES[measure](y, score), MEASURES[measure](y, baseline)
-        rows.append({
-            "name": measure, "chosen": first, "baseline": second, "difference": first - second,
-            "low": float(low), "high": float(high),
-        })
+        rows.append(
+            {
+                "name": measure,
+                "chosen": first,
+                "baseline": second,
+                "difference": first - second,
+                "low": float(low),
+                "high": float(high),
+            }
+        )
     shares = np.array(APPROVALS)
     allowed = bad_rate_at(y, baseline, shares)
     reached = bad_rate_at(y, score, shares)
     approval = [
-        {"approval": float(a), "baseline_bad_rate": float(b), "chosen_bad_rate": float(o),
-         "baseline_approval": metrics.approval_rate_at_bad_rate(y, baseline, b),
-         "chosen_approval": metrics.approval_rate_at_bad_rate(y, score, b)}
+        {
+            "approval": float(a),
+            "baseline_bad_rate": float(b),
+            "chosen_bad_rate": float(o),
+            "baseline_approval": metrics.approval_rate_at_bad_rate(y, baseline, b),
+            "chosen_approval": metrics.approval_rate_at_bad_rate(y, score, b),
+        }
         for a, b, o in zip(shares, allowed, reached, strict=True)
     ]
     grid = np.linspace(0.05, 1, 77)
     return {
-        "metrics": rows, "approval": approval,
+        "metrics": rows,
+        "approval": approval,
         "approval_gain": _gain(y, score, baseline, content),
-        "curve": {"approval": grid.tolist(), "chosen": bad_rate_at(y, score, grid).tolist(),
-                  "baseline": bad_rate_at(y, baseline, grid).tolist()},
+        "curve": {
+            "approval": grid.tolist(),
+            "chosen": bad_rate_at(y, score, grid).tolist(),
+            "baseline": bad_rate_at(y, baseline, grid).tolist(),
+        },
     }
 
 
@@ -300,8 +341,13 @@ def _gain(
     allowed, first, second = measure(None)
     low, high = np.quantile(gaps, [0.025, 0.975])
     return {
-        "bad_rate": allowed, "chosen": first, "baseline": second, "difference": first - second,
-        "low": float(low), "high": float(high), "resamples": draws,
+        "bad_rate": allowed,
+        "chosen": first,
+        "baseline": second,
+        "difference": first - second,
+        "low": float(low),
+        "high": float(high),
+        "resamples": draws,
     }
 
 

@@ -47,8 +47,11 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
             for w in content.windows
         ],
         "intervals": {
-            "level": 0.95, "method": "bootstrap over customers", "resamples": content.resamples,
-            "seed": content.seed, "rates": "Wilson score interval",
+            "level": 0.95,
+            "method": "bootstrap over customers",
+            "resamples": content.resamples,
+            "seed": content.seed,
+            "rates": "Wilson score interval",
         },
         "sample": _sample(content),
         "ladder": _ladder(content),
@@ -60,7 +63,8 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
         "lineage": {str(k): str(v) for k, v in content.lineage.items()},
     }
     out["limits"] = {
-        "derived": report_limits.derived(out), "stated": [str(s) for s in content.limits]
+        "derived": report_limits.derived(out),
+        "stated": [str(s) for s in content.limits],
     }
     return out
 
@@ -98,9 +102,24 @@ def _channels(y: np.ndarray, channel: Any) -> list[dict[str, Any]]:
 
 def _ladder(content: ReportContent) -> dict[str, Any]:
     names = (
-        "name", "status", "reason", "cv_log_loss", "gap", "gap_se", "auc", "auc_low", "auc_high",
-        "ks", "ks_low", "ks_high", "test_auc", "test_auc_low", "test_auc_high", "test_ks",
-        "test_ks_low", "test_ks_high",
+        "name",
+        "status",
+        "reason",
+        "cv_log_loss",
+        "gap",
+        "gap_se",
+        "auc",
+        "auc_low",
+        "auc_high",
+        "ks",
+        "ks_low",
+        "ks_high",
+        "test_auc",
+        "test_auc_low",
+        "test_auc_high",
+        "test_ks",
+        "test_ks_low",
+        "test_ks_high",
     )
     rows = []
     for row in content.ladder:
@@ -118,14 +137,23 @@ def _forecasts(content: ReportContent) -> dict[str, Any]:
     for facts in content.forecasts:
         there = np.isfinite(facts.values)
         check_arrays(
-            facts.name, np.full(len(there), np.nan) if y is None else y,
-            forecast=np.where(there, facts.values, 0), realised=None
-            if facts.realised is None else np.nan_to_num(facts.realised),
+            facts.name,
+            np.full(len(there), np.nan) if y is None else y,
+            forecast=np.where(there, facts.values, 0),
+            realised=None if facts.realised is None else np.nan_to_num(facts.realised),
         )
         row: dict[str, Any] = {
-            "name": facts.name, "title": facts.title, "n": int(there.sum()),
-            "mean": _mean(facts.values[there]), "auc": None, "auc_low": None, "auc_high": None,
-            "n_realised": 0, "realised": None, "realised_low": None, "realised_high": None,
+            "name": facts.name,
+            "title": facts.title,
+            "n": int(there.sum()),
+            "mean": _mean(facts.values[there]),
+            "auc": None,
+            "auc_low": None,
+            "auc_high": None,
+            "n_realised": 0,
+            "realised": None,
+            "realised_low": None,
+            "realised_high": None,
             "mean_on_realised": None,
         }
         if y is not None:
@@ -135,8 +163,11 @@ def _forecasts(content: ReportContent) -> dict[str, Any]:
             true, n = facts.realised[known].sum(), int(known.sum())
             low, high = wilson(np.array([true]), np.array([n]))
             row |= {
-                "n_realised": n, "realised": float(true / n), "realised_low": float(low[0]),
-                "realised_high": float(high[0]), "mean_on_realised": _mean(facts.values[known]),
+                "n_realised": n,
+                "realised": float(true / n),
+                "realised_low": float(low[0]),
+                "realised_high": float(high[0]),
+                "mean_on_realised": _mean(facts.values[known]),
             }
         rows.append(row)
     rows.sort(key=lambda row: -(row["auc"] or 0))
@@ -146,8 +177,15 @@ def _forecasts(content: ReportContent) -> dict[str, Any]:
 
 def _variables(content: ReportContent) -> list[dict[str, Any]]:
     return [
-        {"name": v.name, "title": v.title, "block": v.block, "missing": _plain(v.missing),
-         "iv": _plain(v.iv), "ks": _plain(v.ks), "psi": _plain(v.psi)}
+        {
+            "name": v.name,
+            "title": v.title,
+            "block": v.block,
+            "missing": _plain(v.missing),
+            "iv": _plain(v.iv),
+            "ks": _plain(v.ks),
+            "psi": _plain(v.psi),
+        }
         for v in content.variables
     ]
 
@@ -155,8 +193,11 @@ def _variables(content: ReportContent) -> list[dict[str, Any]]:
 def _reasons(content: ReportContent) -> dict[str, Any]:
     total = sum(group.importance for group in content.reasons) or 1.0
     rows = [
-        {"title": group.title, "importance": float(group.importance),
-         "share": float(group.importance / total)}
+        {
+            "title": group.title,
+            "importance": float(group.importance),
+            "share": float(group.importance / total),
+        }
         for group in sorted(content.reasons, key=lambda group: -group.importance)
     ]
     return {"note": content.reasons_note, "rows": rows}
@@ -167,14 +208,19 @@ def _examples(content: ReportContent) -> list[dict[str, Any]]:
     for facts in content.examples:
         if facts.band not in BANDS:
             raise SampleError(f"report example: band '{facts.band}' is none of {', '.join(BANDS)}")
-        out.append({
-            "band": facts.band, "label": facts.label, "as_of": facts.as_of,
-            "score": float(facts.score), "points": _plain(facts.points),
-            "reasons": [
-                {"title": r.title, "value": r.value, "effect": float(r.effect)}
-                for r in facts.reasons
-            ],
-        })
+        out.append(
+            {
+                "band": facts.band,
+                "label": facts.label,
+                "as_of": facts.as_of,
+                "score": float(facts.score),
+                "points": _plain(facts.points),
+                "reasons": [
+                    {"title": r.title, "value": r.value, "effect": float(r.effect)}
+                    for r in facts.reasons
+                ],
+            }
+        )
     return out
 
 

@@ -33,13 +33,23 @@ def render_page(numbers: dict[str, Any]) -> str:
 
 def _environment() -> Environment:
     env = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     env.globals |= {"t": both}
     env.filters |= {
-        "pct": percent, "num": number, "ci": span, "pci": percent_span, "count": count,
-        "day": day, "moment": moment, "signed": signed, "opening": opening,
+        "pct": percent,
+        "num": number,
+        "ci": span,
+        "pci": percent_span,
+        "count": count,
+        "day": day,
+        "moment": moment,
+        "signed": signed,
+        "opening": opening,
     }
     return env
 
@@ -61,9 +71,7 @@ def both(text: str, **values: Any) -> Markup:
 
 def _fill(text: str, values: dict[str, Markup]) -> Markup:
     parts = re.split(r"\{(\w+)\}", text)
-    return Markup("").join(
-        values[part] if i % 2 else escape(part) for i, part in enumerate(parts)
-    )
+    return Markup("").join(values[part] if i % 2 else escape(part) for i, part in enumerate(parts))
 
 
 def opening(text: str) -> str:

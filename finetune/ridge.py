@@ -102,7 +102,10 @@ def _with_ones(a: np.ndarray) -> np.ndarray:
 
 
 def _held_out_losses(
-    a: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray,
+    a: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    folds: np.ndarray,
     strengths: tuple[float, ...],
 ) -> dict[float, float]:
     """Mean held-out log-loss per strength, all folds and strengths in one solve."""
@@ -195,7 +198,10 @@ def _fit_monotone(z: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: fl
 
 
 def _monotone_losses(
-    z: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    folds: np.ndarray,
     strengths: tuple[float, ...],
 ) -> dict[float, float]:
     losses = dict.fromkeys(strengths, 0.0)

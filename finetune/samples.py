@@ -117,15 +117,17 @@ def check_samples(
     if not len(table):
         raise SampleError(f"{where}: no rows")
     names = _column_names(table, schema, need_labels, where)
-    frame = pl.DataFrame({
-        "entity_id": _entities(table, names["entity_id"], where),
-        "as_of": _times(table, "as_of", schema, where, needed=True),
-        "label": _labels(table, need_labels, where),
-        "label_known_at": _times(table, "label_known_at", schema, where, needed=False),
-        "channel": _optional(table, "channel", pl.String),
-        "weight": _weights(table, where),
-        "row": pl.int_range(1, len(table) + 1, dtype=pl.Int64, eager=True),
-    })
+    frame = pl.DataFrame(
+        {
+            "entity_id": _entities(table, names["entity_id"], where),
+            "as_of": _times(table, "as_of", schema, where, needed=True),
+            "label": _labels(table, need_labels, where),
+            "label_known_at": _times(table, "label_known_at", schema, where, needed=False),
+            "channel": _optional(table, "channel", pl.String),
+            "weight": _weights(table, where),
+            "row": pl.int_range(1, len(table) + 1, dtype=pl.Int64, eager=True),
+        }
+    )
     frame = frame.with_columns(
         _context(table, name, spec, schema, where) for name, spec in schema.context.items()
     )
@@ -180,9 +182,7 @@ def _entities(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     return ids
 
 
-def _times(
-    table: pl.DataFrame, column: str, schema: Schema, where: str, needed: bool
-) -> pl.Series:
+def _times(table: pl.DataFrame, column: str, schema: Schema, where: str, needed: bool) -> pl.Series:
     if column not in table.columns:
         return pl.repeat(None, len(table), dtype=pl.Datetime("us"), eager=True)
     given = table[column]
@@ -238,9 +238,7 @@ def _optional(table: pl.DataFrame, column: str, dtype: type[pl.DataType]) -> pl.
     return pl.repeat(None, len(table), dtype=dtype, eager=True)
 
 
-def _context(
-    table: pl.DataFrame, name: str, spec: Field, schema: Schema, where: str
-) -> pl.Series:
+def _context(table: pl.DataFrame, name: str, spec: Field, schema: Schema, where: str) -> pl.Series:
     """A context column in the type its kind asks for; empty stays null."""
     column = spec.column or name
     given = table[column]
@@ -278,9 +276,11 @@ def _without_duplicates(
     )
     if len(two):
         first = two.row(0, named=True)
-        same = two.filter(pl.all_horizontal(
-            *(pl.col(k).eq_missing(pl.lit(first[k], dtype=two.schema[k])) for k in key)
-        ))
+        same = two.filter(
+            pl.all_horizontal(
+                *(pl.col(k).eq_missing(pl.lit(first[k], dtype=two.schema[k])) for k in key)
+            )
+        )
         other = same.filter(pl.col("label") != first["label"]).row(0, named=True)
         raise SampleError(
             f"{where}, rows {first['row']} and {other['row']}: entity '{first['entity_id']}' at "

@@ -72,8 +72,13 @@ class Bins:
         values = [weight * w for w in self.woe]
         if self.groups:
             codes = [(c, values[i]) for i, group in enumerate(self.groups) for c in group]
-            return CodeTerm(self.column, tuple(c for c, _ in codes), tuple(v for _, v in codes),
-                            other=values[-2], missing=values[-1])
+            return CodeTerm(
+                self.column,
+                tuple(c for c, _ in codes),
+                tuple(v for _, v in codes),
+                other=values[-2],
+                missing=values[-1],
+            )
         return BinTerm(self.column, self.edges, tuple(values[:-1]), missing=values[-1])
 
 
@@ -111,8 +116,9 @@ def shortlist(
             levels = np.unique(seen)
             bins = Bins(column.name, column.title, groups=tuple((float(v),) for v in levels))
         else:
-            edges = np.unique(np.quantile(seen, np.linspace(0, 1, COARSE_BINS + 1)[1:-1],
-                                          method="higher"))
+            edges = np.unique(
+                np.quantile(seen, np.linspace(0, 1, COARSE_BINS + 1)[1:-1], method="higher")
+            )
             edges = edges[edges > seen.min()]
             bins = Bins(column.name, column.title, edges=tuple(map(float, edges)))
         at = bins.assign(x)
@@ -149,8 +155,13 @@ def optimal_bins(bins: Bins, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -
     # A code's order means nothing, a number's bad rate is kept monotone.
     trend = None if bins.groups else "auto_asc_desc"
     binning = optimal_binning(
-        dtype=kind, max_n_prebins=8, min_prebin_size=0.05, min_bin_size=0.05,
-        max_n_bins=6, monotonic_trend=trend, time_limit=5,
+        dtype=kind,
+        max_n_prebins=8,
+        min_prebin_size=0.05,
+        min_bin_size=0.05,
+        max_n_bins=6,
+        monotonic_trend=trend,
+        time_limit=5,
     )
     with warnings.catch_warnings():
         # optbinning 1.0 passes arguments that scikit-learn 1.9 has renamed.
@@ -185,7 +196,10 @@ def _optbinning() -> Any:
 
 
 def _held_out_losses(
-    assigned: np.ndarray, counts: Sequence[int], y: np.ndarray, weight: np.ndarray,
+    assigned: np.ndarray,
+    counts: Sequence[int],
+    y: np.ndarray,
+    weight: np.ndarray,
     folds: np.ndarray,
 ) -> dict[float, float]:
     """Log-loss per strength, WOE re-estimated on the training side of every fold."""
@@ -194,10 +208,13 @@ def _held_out_losses(
     for fold in folds:
         for k in np.unique(fold):
             train, test = fold != k, fold == k
-            z = np.stack([
-                woe_of(assigned[train, j], y[train], weight[train], b)[assigned[:, j]]
-                for j, b in enumerate(counts)
-            ], axis=1)
+            z = np.stack(
+                [
+                    woe_of(assigned[train, j], y[train], weight[train], b)[assigned[:, j]]
+                    for j, b in enumerate(counts)
+                ],
+                axis=1,
+            )
             for strength in STRENGTHS:
                 ridge = fit_ridge(z[train], y[train], weight[train], once, (strength,))
                 eta = ridge.intercept + z[test] @ ridge.weights
@@ -252,7 +269,14 @@ class ScorecardRecipe:
 
 def _described(bins: list[Bins], weights: np.ndarray) -> list[dict[str, Any]]:
     return [
-        {"column": b.column, "title": b.title, "iv": b.iv, "edges": list(b.edges),
-         "groups": [list(g) for g in b.groups], "woe": b.woe, "coefficient": float(w)}
+        {
+            "column": b.column,
+            "title": b.title,
+            "iv": b.iv,
+            "edges": list(b.edges),
+            "groups": [list(g) for g in b.groups],
+            "woe": b.woe,
+            "coefficient": float(w),
+        }
         for b, w in zip(bins, weights, strict=True)
     ]

@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from foundation.tokenizer import Tokenizer
 
 INPUTS = (
-    "source", "code", "value", "extra", "days",
-    "query_days", "query_extra", "query_code", "query_value", "query_position",
+    "source",
+    "code",
+    "value",
+    "extra",
+    "days",
+    "query_days",
+    "query_extra",
+    "query_code",
+    "query_value",
+    "query_position",
 )
 
 
@@ -66,7 +74,20 @@ class RiskBackboneConfig(PreTrainedConfig):
         targets: Sequence[str] = (),
         activity_days: Sequence[int] = (30,),
         gap_edges_days: Sequence[float] = (
-            1e-6, 0.04, 0.25, 1.0, 2.0, 4.0, 7.5, 15.0, 25.0, 32.0, 62.0, 93.0, 185.0),
+            1e-6,
+            0.04,
+            0.25,
+            1.0,
+            2.0,
+            4.0,
+            7.5,
+            15.0,
+            25.0,
+            32.0,
+            62.0,
+            93.0,
+            185.0,
+        ),
         shortest_days: float = 1.0,
         longest_days: float = 2922.0,
         bidirectional: bool = False,

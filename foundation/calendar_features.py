@@ -19,12 +19,23 @@ import polars as pl
 from foundation.history import DAY_US, Cut, Timeline
 
 CALENDAR = (
-    "hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "day_of_month_sin", "day_of_month_cos",
-    "month_sin", "month_cos",
+    "hour_sin",
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+    "day_of_month_sin",
+    "day_of_month_cos",
+    "month_sin",
+    "month_cos",
 )
 EVENT_EXTRA = ("log_gap", "log_gap_of_source", "first_event", "first_of_source", *CALENDAR)
 QUERY_EXTRA = (
-    "log_since_last", "log_since_first", "log_events", "no_events", "few_events", *CALENDAR,
+    "log_since_last",
+    "log_since_first",
+    "log_events",
+    "no_events",
+    "few_events",
+    *CALENDAR,
 )
 FEW_EVENTS = 5
 _HOUR_US = 3_600_000_000
@@ -36,9 +47,7 @@ _COUNT_SCALE = float(np.log1p(1000.0))
 _CYCLE_DAYS = 146_097
 
 
-def event_extra(
-    timeline: Timeline, zones: tuple[str, ...], entity: np.ndarray
-) -> np.ndarray:
+def event_extra(timeline: Timeline, zones: tuple[str, ...], entity: np.ndarray) -> np.ndarray:
     """Columns `EVENT_EXTRA` of every event.
 
     Gaps are of event times, to the event known just before (of any source, of the same source);

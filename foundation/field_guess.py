@@ -37,17 +37,29 @@ _ROLES = (
     ("counterparty", r"counterparty|beneficiary|payee|recipient|iban"),
     ("flag", r"^(is|has|was|flag)_|_flag$|(^|_)flag(_|$)"),
     ("limit", r"limit|credit_line|ceiling"),
-    ("balance", r"balance|(^|_)bal(_|$)|bill|due$|(^|_)due(_|$)|outstanding|debt(_|$)|principal|"
-                r"arrear"),
-    ("person", r"(^|_)age(_|$)|gender|sex|birth|marital|marriage|educat|occupation|employ|job|"
-               r"famil|child|kids|household|owner"),
+    (
+        "balance",
+        r"balance|(^|_)bal(_|$)|bill|due$|(^|_)due(_|$)|outstanding|debt(_|$)|principal|"
+        r"arrear",
+    ),
+    (
+        "person",
+        r"(^|_)age(_|$)|gender|sex|birth|marital|marriage|educat|occupation|employ|job|"
+        r"famil|child|kids|household|owner",
+    ),
     ("rate", r"(^|_)rate|(^|_)ratio|percent|pct|interest|(^|_)apr(_|$)"),
     ("price", r"price|fee|cost"),
     ("duration", r"days|months|term|tenure|duration|period|since"),
-    ("count", r"(?<!dis)(?<!ac)count|cnt|number|(^|_)(n|num|no|qty)(_|$)|quantity|items|"
-              r"times|size"),
-    ("amount", r"amt|amount|value|sales|spend|spent|paid|pay|discount|income|salary|revenue|"
-               r"turnover|credit$"),
+    (
+        "count",
+        r"(?<!dis)(?<!ac)count|cnt|number|(^|_)(n|num|no|qty)(_|$)|quantity|items|"
+        r"times|size",
+    ),
+    (
+        "amount",
+        r"amt|amount|value|sales|spend|spent|paid|pay|discount|income|salary|revenue|"
+        r"turnover|credit$",
+    ),
     ("score", r"score|rating"),
     ("status", r"status|state$|result|outcome|activity|action|stage|event"),
     ("merchant_type", r"merchant|mcc|department|category|sector|industry"),

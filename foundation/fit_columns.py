@@ -26,8 +26,11 @@ def schema_slots(schema: Schema) -> list[Slot]:
 
 
 def fit_columns(
-    schema: Schema, timeline: Timeline, profile: ProfileHistory | None,
-    context: pl.DataFrame | None, until_us: int | None,
+    schema: Schema,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
+    context: pl.DataFrame | None,
+    until_us: int | None,
 ) -> list[tuple[Slot, SlotColumn]]:
     """Every slot of a schema with the values to learn from, in order of global ids."""
     out: list[tuple[Slot, SlotColumn]] = []
@@ -51,7 +54,9 @@ def fit_columns(
 
 
 def require_before(
-    until_us: int | None, timeline: Timeline, profile: ProfileHistory | None,
+    until_us: int | None,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
     context: pl.DataFrame | None,
 ) -> None:
     """Refuse anything known at or after the moment of fitting.

@@ -272,7 +272,10 @@ def storage_type(kind: str) -> pl.DataType:
 def _no_events() -> pl.DataFrame:
     return pl.DataFrame(
         schema={
-            "entity": pl.UInt32, "known": pl.Int64, "event": pl.Int64,
-            "source": pl.Int16, "row": pl.Int64,
+            "entity": pl.UInt32,
+            "known": pl.Int64,
+            "event": pl.Int64,
+            "source": pl.Int16,
+            "row": pl.Int64,
         }
     )

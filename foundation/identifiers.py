@@ -85,8 +85,12 @@ def shared_with(new: pl.DataFrame, stored: pl.DataFrame) -> pl.Series:
     rows = (
         new.select(columns)
         .with_columns(pl.col("known_at").to_physical().alias("at"))
-        .join(pl.DataFrame({"value": values}).with_row_index("code"), on="value", how="left",
-              maintain_order="left")
+        .join(
+            pl.DataFrame({"value": values}).with_row_index("code"),
+            on="value",
+            how="left",
+            maintain_order="left",
+        )
         .join(firsts, on=["value", "entity_id"], how="left", maintain_order="left")
     )
     missing = rows["code"].is_null().to_numpy()

@@ -153,7 +153,8 @@ def authorizations(schema: Schema, paths: dict[str, Path]) -> dict[str, Any]:
     notes = {name: declared_table(schema, name).authorization for name in paths}
     return {
         name: {"by": note.by, "use": note.use, "until": str(note.until or "")}
-        for name, note in notes.items() if note is not None
+        for name, note in notes.items()
+        if note is not None
     }
 
 

@@ -27,17 +27,46 @@ from foundation.schema import (
 from foundation.tables import CSV_ENDINGS, read_table, table_files
 
 ENTITY_NAMES = (
-    "entity_id", "customer_id", "client_id", "cust_id", "user_id", "household_id", "member_id",
-    "person_id", "borrower_id", "applicant_id", "account_id", "party_id", "card_id", "loan_id",
-    "merchant_id", "case_id", "contract_id", "customer", "client", "user", "household", "member",
-    "account", "borrower", "customerid", "clientid", "userid", "householdid", "accountid",
-    "memberid", "id",
+    "entity_id",
+    "customer_id",
+    "client_id",
+    "cust_id",
+    "user_id",
+    "household_id",
+    "member_id",
+    "person_id",
+    "borrower_id",
+    "applicant_id",
+    "account_id",
+    "party_id",
+    "card_id",
+    "loan_id",
+    "merchant_id",
+    "case_id",
+    "contract_id",
+    "customer",
+    "client",
+    "user",
+    "household",
+    "member",
+    "account",
+    "borrower",
+    "customerid",
+    "clientid",
+    "userid",
+    "householdid",
+    "accountid",
+    "memberid",
+    "id",
 )
 SAMPLE_COLUMNS = ("as_of", "asof", "history_until")
 _EVENT_TIMES = (
-    r"^event_?(time|date|ts)$", r"^(timestamp|datetime|ts|time)$", r"^(date|day|month|period)$",
+    r"^event_?(time|date|ts)$",
+    r"^(timestamp|datetime|ts|time)$",
+    r"^(date|day|month|period)$",
     r"^(trans|transaction|txn|purchase|order|payment|statement|posting|booking)_?(time|date|ts)",
-    r"(_at|_time|_ts|timestamp)$", r"(^|_)date(_|$)|date$",
+    r"(_at|_time|_ts|timestamp)$",
+    r"(^|_)date(_|$)|date$",
 )
 _KNOWN_AT = r"^(known_at|ingested_at|ingestion_time|loaded_at|load_time|recorded_at|available_at)$"
 _VALID_TIMES = (
@@ -117,8 +146,9 @@ def schema_yaml(schema: Schema, notes: list[str], relative_to: str | Path | None
             table["path"] = os.path.relpath(table["path"], Path(relative_to).resolve())
     fields = [f for s in data.get("sources", {}).values() for f in s.get("fields", {}).values()]
     fields += list((data.get("profile") or {}).get("fields", {}).values())
-    text = yaml.dump(data, Dumper=_flow_dumper(fields), sort_keys=False, allow_unicode=True,
-                     width=160)
+    text = yaml.dump(
+        data, Dumper=_flow_dumper(fields), sort_keys=False, allow_unicode=True, width=160
+    )
     comments = {
         "sources": "event tables; kinds: category number money boolean text identifier timestamp",
         "profile": "slowly changing attributes; without valid_time known from the beginning",
@@ -287,8 +317,11 @@ def _profile_time(table: _Table, event_time: str, count: int) -> str | None:
     rows = len(table.frame)
     single = rows <= 1.05 * max(1, table.frame[table.entity].n_unique())
     few = rows <= 1.5 * max(1, table.frame[table.entity].n_unique())
-    valid = [c for c, t in table.frame.schema.items()
-             if t in (pl.Date, pl.Datetime) and re.fullmatch(_VALID_TIMES, c.lower())]
+    valid = [
+        c
+        for c, t in table.frame.schema.items()
+        if t in (pl.Date, pl.Datetime) and re.fullmatch(_VALID_TIMES, c.lower())
+    ]
     if not event_time or (event_time in valid and few):
         return (valid[0] if valid else "") if few else None
     if single and count > 1 and re.search(_PROFILE_STEMS, table.name.lower()):
@@ -297,8 +330,11 @@ def _profile_time(table: _Table, event_time: str, count: int) -> str | None:
 
 
 def _source(table: _Table, event_time: str, main: str, notes: list[str]) -> Source:
-    known = [c for c, t in table.frame.schema.items()
-             if t in (pl.Date, pl.Datetime) and re.fullmatch(_KNOWN_AT, c.lower())]
+    known = [
+        c
+        for c, t in table.frame.schema.items()
+        if t in (pl.Date, pl.Datetime) and re.fullmatch(_KNOWN_AT, c.lower())
+    ]
     skip = {table.entity, event_time, *known[:1]}
     return Source(
         path=str(table.path),
@@ -309,17 +345,16 @@ def _source(table: _Table, event_time: str, main: str, notes: list[str]) -> Sour
     )
 
 
-def _profile(
-    found: list[tuple[_Table, str]], main: str, notes: list[str]
-) -> ProfileTable | None:
+def _profile(found: list[tuple[_Table, str]], main: str, notes: list[str]) -> ProfileTable | None:
     """The profile table with most fields; a schema has one."""
     if not found:
         return None
     found = sorted(found, key=lambda item: -item[0].frame.width)
     table, valid_time = found[0]
     for other, _ in found[1:]:
-        notes.append(f"{other.path.name} left out: a schema has one profile; join it to "
-                     f"{table.path.name}")
+        notes.append(
+            f"{other.path.name} left out: a schema has one profile; join it to {table.path.name}"
+        )
     if not valid_time:
         notes.append(f"{table.path.name} has no valid_time: it counts as known from the beginning")
     return ProfileTable(

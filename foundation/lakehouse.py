@@ -106,9 +106,7 @@ def scan(
 
 def naive(frame: pl.DataFrame) -> pl.DataFrame:
     """Zoned UTC times as naive UTC; the values do not change."""
-    return frame.with_columns(
-        pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)
-    )
+    return frame.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None))
 
 
 def _to_delta(frame: pl.DataFrame) -> pl.DataFrame:

@@ -69,8 +69,11 @@ class TrainingBatch:
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on a device."""
         return TrainingBatch(
-            {k: v.to(device) for k, v in self.inputs.items()}, self.length.to(device),
-            self.outcomes.to(device), self.activity.to(device), self.seed,
+            {k: v.to(device) for k, v in self.inputs.items()},
+            self.length.to(device),
+            self.outcomes.to(device),
+            self.activity.to(device),
+            self.seed,
         )
 
 
@@ -165,8 +168,9 @@ class Objectives(nn.Module):
                 first = int(layout["slot_first"][s])
                 codes = layout["slot_codes"][first : first + sizes[s]]
                 logits = mine @ table[codes].T
-                nats = F.cross_entropy(logits, layout["code_local"][seen[:, column[s]]],
-                                       reduction="sum")
+                nats = F.cross_entropy(
+                    logits, layout["code_local"][seen[:, column[s]]], reduction="sum"
+                )
                 total = total + nats / (math.log(sizes[s]) * len(slots))
         return total / len(state)
 
@@ -200,9 +204,7 @@ class Objectives(nn.Module):
         states, _ = model.contextualise(
             events, inputs["days"], queries, inputs["query_days"], inputs["query_position"]
         )
-        return self._tokens(
-            model, states[hidden], inputs["source"][hidden], inputs["code"][hidden]
-        )
+        return self._tokens(model, states[hidden], inputs["source"][hidden], inputs["code"][hidden])
 
     def coles(self, model: RiskBackbone, batch: TrainingBatch) -> torch.Tensor:
         """Contrast of the mean states of two random sub-histories per entity (InfoNCE)."""
@@ -217,7 +219,10 @@ class Objectives(nn.Module):
         return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
     def _sub_history(
-        self, model: RiskBackbone, batch: TrainingBatch, rows: torch.Tensor,
+        self,
+        model: RiskBackbone,
+        batch: TrainingBatch,
+        rows: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
         """[rows, D] unit vectors of one contiguous random part of each window."""
@@ -255,6 +260,9 @@ def training_batch(arrays: dict[str, np.ndarray], seed: int) -> TrainingBatch:
     """The arrays of `windows.WindowBatches` as tensors."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
     return TrainingBatch(
-        {name: tensors[name] for name in INPUTS}, tensors["length"],
-        tensors["outcomes"].float(), tensors["activity"].float(), seed,
+        {name: tensors[name] for name in INPUTS},
+        tensors["length"],
+        tensors["outcomes"].float(),
+        tensors["activity"].float(),
+        seed,
     )

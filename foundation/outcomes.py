@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from foundation.errors import SchemaError
 
 OPERATORS = ("<=", ">=", "!=", "<", ">", "=")
-_TOKEN = re.compile(r"""\s*(?:(?P<str>'[^']*'|"[^"]*")|(?P<num>-?\d+(?:\.\d+)?)(?P<d>d\b)?"""
-                    r"""|(?P<op><=|>=|!=|[<>=])|(?P<word>[^\s'"<>=!(),.*+]+)|(?P<sign>[(),.*+]))""")
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<str>'[^']*'|"[^"]*")|(?P<num>-?\d+(?:\.\d+)?)(?P<d>d\b)?"""
+    r"""|(?P<op><=|>=|!=|[<>=])|(?P<word>[^\s'"<>=!(),.*+]+)|(?P<sign>[(),.*+]))"""
+)
 
 
 @dataclass(frozen=True)

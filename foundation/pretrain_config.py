@@ -94,14 +94,20 @@ def checked(config: PretrainConfig, where: str = "pretraining") -> PretrainConfi
     sizes = config.model
     for key, fault in {
         "model.width: must be a multiple of 4 * model.heads": sizes.width % (4 * sizes.heads),
-        "batch_events, max_events, queries, cuts, threads, devices: must be at least 1":
-            min(config.batch_events, config.max_events, config.queries, config.cuts,
-                config.threads, config.devices) < 1,
+        "batch_events, max_events, queries, cuts, threads, devices: must be at least 1": min(
+            config.batch_events,
+            config.max_events,
+            config.queries,
+            config.cuts,
+            config.threads,
+            config.devices,
+        )
+        < 1,
         "validation_share: must be in [0, 0.5]": not 0 <= config.validation_share <= 0.5,
         "steps, epochs: one must be positive": config.steps <= 0 and config.epochs <= 0,
         "model.bidirectional: events would see the next event; set objectives.next_event: 0 "
         "and queries: 1": sizes.bidirectional
-            and (config.objectives.next_event > 0 or config.queries > 1),
+        and (config.objectives.next_event > 0 or config.queries > 1),
     }.items():
         if fault:
             raise ConfigError(f"{where}: {key}")

@@ -111,8 +111,15 @@ def run_pretraining(
         except ValueError:
             raise ConfigError(f"--until '{until}' is no date; write 2017-09-01") from None
     return pretrain(
-        config, store_dir, out_dir, moment, read_entities(entities),
-        read_entities(exclude_entities), resume, progress, say,
+        config,
+        store_dir,
+        out_dir,
+        moment,
+        read_entities(entities),
+        read_entities(exclude_entities),
+        resume,
+        progress,
+        say,
     )
 
 
@@ -187,8 +194,9 @@ def pretrain(
         until_us = int(timeline.known_us.max()) + 1 if len(timeline) else 0
     if not len(timeline) and (profile is None or not len(profile.frame)):
         raise DataError(f"{store_dir}: no event and no profile row known before {_iso(until_us)}")
-    say(f"{len(timeline):,} events of {len(timeline.entity_ids):,} entities before "
-        f"{_iso(until_us)}")
+    say(
+        f"{len(timeline):,} events of {len(timeline.entity_ids):,} entities before {_iso(until_us)}"
+    )
     facts = {
         "config": msgspec.to_builtins(config),
         "store_version": store.version,
@@ -206,7 +214,14 @@ def pretrain(
     network = None
     if len(timeline):
         network = _network(
-            config, timeline, profile, tokenizer, until_us, work, resume, say,
+            config,
+            timeline,
+            profile,
+            tokenizer,
+            until_us,
+            work,
+            resume,
+            say,
             [Progress(say, progress), *callbacks],
         )
     else:
@@ -232,8 +247,11 @@ def pretrain(
 
 
 def prepare(
-    config: PretrainConfig, timeline: Timeline, profile: ProfileHistory | None,
-    tokenizer: Tokenizer, until_us: int,
+    config: PretrainConfig,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
+    tokenizer: Tokenizer,
+    until_us: int,
 ) -> tuple[Callable[[int], TrainingBatch], list[TrainingBatch], int]:
     """Encode, draw cuts, compute targets.
 
@@ -245,7 +263,10 @@ def prepare(
     shortest = int(min(horizons) * DAY_US * (1 - SLACK))
     entity, cut_us = draw_cuts(timeline, until_us, config.cuts, config.seed, shortest)
     pool = build_pool(
-        timeline, entity, cut_us, outcome_targets(timeline, outcomes, entity, cut_us, until_us),
+        timeline,
+        entity,
+        cut_us,
+        outcome_targets(timeline, outcomes, entity, cut_us, until_us),
         activity_counts(timeline, entity, cut_us, horizons, until_us),
     )
     queries = tokenizer.encode_query(pool_cut(timeline, pool), timeline, profile)
@@ -257,8 +278,9 @@ def prepare(
     size = max(4, round(config.batch_events / max(typical, 1.0)))
 
     def sampler(rows: np.ndarray, seed: int) -> WindowSampler:
-        return WindowSampler(timeline, pool, np.flatnonzero(rows), size, config.max_events,
-                             config.queries, seed)
+        return WindowSampler(
+            timeline, pool, np.flatnonzero(rows), size, config.max_events, config.queries, seed
+        )
 
     training, checking = sampler(~held, config.seed), sampler(held, config.seed + 1)
     steps = config.steps or max(1, round(config.epochs * training.steps_per_epoch))
@@ -272,9 +294,15 @@ def prepare(
 
 
 def _network(
-    config: PretrainConfig, timeline: Timeline, profile: ProfileHistory | None,
-    tokenizer: Tokenizer, until_us: int, work: Path, resume: bool,
-    say: Callable[[str], None], callbacks: Sequence[Any],
+    config: PretrainConfig,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
+    tokenizer: Tokenizer,
+    until_us: int,
+    work: Path,
+    resume: bool,
+    say: Callable[[str], None],
+    callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Train and save the network; returns what run.json says about it."""
     make, validation, steps = prepare(config, timeline, profile, tokenizer, until_us)
@@ -285,8 +313,17 @@ def _network(
     count = sum(p.numel() for p in model.parameters())
     say(f"network: {count:,} weights, {steps:,} steps")
     curve = train(
-        module, make, validation, work, steps, config.checkpoint_every, config.validate_every,
-        config.precision, config.devices, resume, callbacks,
+        module,
+        make,
+        validation,
+        work,
+        steps,
+        config.checkpoint_every,
+        config.validate_every,
+        config.precision,
+        config.devices,
+        resume,
+        callbacks,
     )
     save_weights(model, work)
     return {"parameters": count, "steps": steps, "validation": curve}
@@ -320,14 +357,20 @@ def build_model(
 
 def held_out(entity_ids: pl.Series, share: float) -> np.ndarray:
     """[E] bool: entities whose id's CRC-32 falls into the held-out share."""
-    lots = np.fromiter((zlib.crc32(e.encode() + b"|held out") for e in entity_ids), np.int64,
-                       len(entity_ids))
+    lots = np.fromiter(
+        (zlib.crc32(e.encode() + b"|held out") for e in entity_ids), np.int64, len(entity_ids)
+    )
     return lots < share * 2**32
 
 
 def _forecasters(
-    config: PretrainConfig, schema: Schema, timeline: Timeline, profile: ProfileHistory | None,
-    spec: AggregateSpec, until_us: int, say: Callable[[str], None],
+    config: PretrainConfig,
+    schema: Schema,
+    timeline: Timeline,
+    profile: ProfileHistory | None,
+    spec: AggregateSpec,
+    until_us: int,
+    say: Callable[[str], None],
 ) -> Forecasters | None:
     if not config.boosted or not schema.outcomes or not len(timeline):
         return None
@@ -341,7 +384,8 @@ def _forecasters(
 
 
 def _chosen(
-    store: EventStore, entities: Sequence[str] | pl.Series | None,
+    store: EventStore,
+    entities: Sequence[str] | pl.Series | None,
     excluded: Sequence[str] | pl.Series | None,
 ) -> pl.Series | None:
     """The entities to learn from, None for all."""

@@ -121,10 +121,11 @@ def proposed(schema: Schema, frames: dict[str, pl.DataFrame], notes: list[str]) 
             "out where a score without labels must not know it"
         )
     return msgspec.structs.replace(
-        schema, windows_days=rhythm.windows(), ratios=ratios,
+        schema,
+        windows_days=rhythm.windows(),
+        ratios=ratios,
         outcomes={
-            c.name: f"{c.condition} within {', '.join(f'{d}d' for d in c.horizons)}"
-            for c in chosen
+            c.name: f"{c.condition} within {', '.join(f'{d}d' for d in c.horizons)}" for c in chosen
         },
     )
 
@@ -148,10 +149,18 @@ def measure(timeline: Timeline) -> Rhythm:
 def _sample_timeline(schema: Schema, frames: dict[str, pl.DataFrame]) -> Timeline:
     """The checked events of some entities, evenly spaced over the sorted ids."""
     columns = {name: s.entity or schema.entity for name, s in schema.sources.items()}
-    ids = pl.concat(
-        [pl.Series([], dtype=pl.String)]
-        + [frames[s.path][columns[n]].cast(pl.String).unique() for n, s in schema.sources.items()]
-    ).drop_nulls().unique().sort()
+    ids = (
+        pl.concat(
+            [pl.Series([], dtype=pl.String)]
+            + [
+                frames[s.path][columns[n]].cast(pl.String).unique()
+                for n, s in schema.sources.items()
+            ]
+        )
+        .drop_nulls()
+        .unique()
+        .sort()
+    )
     step = max(1, len(ids) // _ENTITIES)
     some = ids.gather_every(step)
     checked = {}
@@ -302,7 +311,8 @@ def _choose(timeline: Timeline, candidates: list[Candidate]) -> list[Candidate]:
                 total += 1
     return [
         Candidate(c.rank, c.name, c.condition, tuple(sorted(picked[c.name])))
-        for c in candidates if c.name in picked
+        for c in candidates
+        if c.name in picked
     ]
 
 
@@ -351,7 +361,8 @@ def _at_random_moments(
 def _ratios(schema: Schema) -> Iterator[tuple[str, str]]:
     """Amounts against limits, payments against bills, debts against loans."""
     limits = [
-        f"profile.{n}" for n, f in schema.profile_fields.items()
+        f"profile.{n}"
+        for n, f in schema.profile_fields.items()
         if f.kind == "money" and f.role == "limit"
     ]
     for source, spec in schema.sources.items():

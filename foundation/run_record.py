@@ -59,9 +59,11 @@ def card(run: dict[str, Any], schema: Schema) -> str:
     """The model card."""
     network = run["network"]
     lines = [
-        f"# Backbone {run['config']['name']} on {schema.name}", "",
+        f"# Backbone {run['config']['name']} on {schema.name}",
+        "",
         f"Pretrained without labels on {run['events']:,} events of {run['entities']:,} entities, "
-        f"known before {run['until']}.", "",
+        f"known before {run['until']}.",
+        "",
         f"- sources: {', '.join(schema.source_names) or 'none'}",
         f"- forecasts: {', '.join(target_names(schema.parsed_outcomes())) or 'none declared'}",
         f"- boosted forecasters: {', '.join(run['forecasters']) or 'none'}",
@@ -73,10 +75,15 @@ def card(run: dict[str, Any], schema: Schema) -> str:
     else:
         last = network["validation"][-1] if network["validation"] else {}
         losses = ", ".join(f"{k} {v:.4f}" for k, v in last.items() if k != "step")
-        lines.append(f"- network: {network['parameters']:,} weights, {network['steps']:,} steps; "
-                     f"held-out losses: {losses or 'not measured'}")
-    lines += ["", "Limits: it knows only behaviour that stood in these sources; forecasts are as "
-              "good as the declared outcomes; check it on each population before use."]
+        lines.append(
+            f"- network: {network['parameters']:,} weights, {network['steps']:,} steps; "
+            f"held-out losses: {losses or 'not measured'}"
+        )
+    lines += [
+        "",
+        "Limits: it knows only behaviour that stood in these sources; forecasts are as "
+        "good as the declared outcomes; check it on each population before use.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -22,9 +22,29 @@ from foundation.outcomes import Outcome, parse_outcome
 
 Kind = Literal["category", "number", "money", "boolean", "text", "identifier", "timestamp"]
 ROLES = (
-    "other", "amount", "balance", "limit", "price", "count", "rate", "duration", "status",
-    "type", "merchant_type", "channel", "place", "product", "flag", "date", "device", "phone",
-    "address", "counterparty", "person", "score", "text",
+    "other",
+    "amount",
+    "balance",
+    "limit",
+    "price",
+    "count",
+    "rate",
+    "duration",
+    "status",
+    "type",
+    "merchant_type",
+    "channel",
+    "place",
+    "product",
+    "flag",
+    "date",
+    "device",
+    "phone",
+    "address",
+    "counterparty",
+    "person",
+    "score",
+    "text",
 )
 RESERVED = ("entity_id", "event_time", "known_at")
 RESERVED_SOURCES = ("profile", "context")
@@ -192,7 +212,9 @@ def _check_zone(zone: str, where: str) -> None:
     try:
         zoneinfo.ZoneInfo(zone)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        raise SchemaError(f"{where}: unknown time zone '{zone}'; write UTC or Asia/Shanghai") from None
+        raise SchemaError(
+            f"{where}: unknown time zone '{zone}'; write UTC or Asia/Shanghai"
+        ) from None
 
 
 def _check_source(name: str, source: Source, where: str) -> None:
@@ -209,7 +231,9 @@ def _check_source(name: str, source: Source, where: str) -> None:
 def _check_fields(fields: dict[str, Field], where: str) -> None:
     for name, field in fields.items():
         if name in RESERVED:
-            raise SchemaError(f"{where}: field '{name}' has a reserved name; rename it with 'column'")
+            raise SchemaError(
+                f"{where}: field '{name}' has a reserved name; rename it with 'column'"
+            )
         if field.role not in ROLES:
             raise SchemaError(
                 f"{where}: field '{name}' has unknown role '{field.role}'"

@@ -68,12 +68,30 @@ def slots_of(owner: str, fields: dict[str, Field]) -> tuple[Slot, ...]:
             out.append(Slot(owner, f"{name}.days", name, "number", "date", title))
         elif owner not in ("profile", "context"):
             out += [
-                Slot(owner, f"{name}.times_seen", name, "number", "count",
-                     f"times {_words(name)} was seen before"),
-                Slot(owner, f"{name}.days_since_seen", name, "number", "duration",
-                     f"days since {_words(name)} was last seen"),
-                Slot(owner, f"{name}.shared_with", name, "number", "count",
-                     f"others sharing {_words(name)}"),
+                Slot(
+                    owner,
+                    f"{name}.times_seen",
+                    name,
+                    "number",
+                    "count",
+                    f"times {_words(name)} was seen before",
+                ),
+                Slot(
+                    owner,
+                    f"{name}.days_since_seen",
+                    name,
+                    "number",
+                    "duration",
+                    f"days since {_words(name)} was last seen",
+                ),
+                Slot(
+                    owner,
+                    f"{name}.shared_with",
+                    name,
+                    "number",
+                    "count",
+                    f"others sharing {_words(name)}",
+                ),
             ]
     return tuple(out)
 

@@ -134,9 +134,7 @@ class EventStore:
             (entity, known_at, event_time, import order), so ties keep the order of import.
         """
         at = self if version is None else self.at(version)
-        return {
-            name: at._read(name, entities, until_us) for name in self.schema.source_names
-        }
+        return {name: at._read(name, entities, until_us) for name in self.schema.source_names}
 
     def profile(
         self,
@@ -323,9 +321,11 @@ class _Import:
             stored = stored.filter(pl.col("event_time").is_between(zoned.min(), zoned.max()))
         nth = pl.int_range(pl.len()).over(keys).alias("_nth")
         old = lakehouse.naive(stored.select(keys).collect()).with_columns(nth)
-        return good.with_columns(nth).join(
-            old, on=[*keys, "_nth"], how="anti", nulls_equal=True, maintain_order="left"
-        ).drop("_nth")
+        return (
+            good.with_columns(nth)
+            .join(old, on=[*keys, "_nth"], how="anti", nulls_equal=True, maintain_order="left")
+            .drop("_nth")
+        )
 
     def _stamp_sharing(self, name: str, fresh: pl.DataFrame) -> pl.DataFrame:
         """Add, per identifier of an event, how many others had it before."""
@@ -334,7 +334,9 @@ class _Import:
             values = fresh[key].drop_nulls().unique().alias("value").to_frame().lazy()
             stored = (
                 lakehouse.scan(self.store._path(name), self._pin(name)[0])
-                .select(columns).join(values, on="value", how="semi").collect()
+                .select(columns)
+                .join(values, on="value", how="semi")
+                .collect()
             )
             shared = identifiers.shared_with(fresh.select(columns), lakehouse.naive(stored))
             fresh = fresh.with_columns(shared.alias(key + SHARED_SUFFIX))
@@ -387,7 +389,8 @@ def _require_same(old: Schema, new: Schema, directory: Path) -> None:
         return
     before, after = _flat(schema_to_dict(old)), _flat(schema_to_dict(new))
     meaning = [
-        key for key in sorted(before.keys() | after.keys())
+        key
+        for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
         and not (key.endswith(".path") or ".authorization" in key)
     ]

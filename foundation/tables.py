@@ -174,9 +174,7 @@ def _check_records(path: Path, data: bytes, separator: str) -> None:
             )
 
 
-def _records(
-    path: Path, data: bytes, separator: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _records(path: Path, data: bytes, separator: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, chunk by chunk, the first line number and the number of fields of every record."""
     raw = np.frombuffer(data, dtype=np.uint8)
     inside, opened, lines, carried = 0, 0, 0, 0
@@ -262,14 +260,24 @@ def _from_text(
     """Parse strings; null where unreadable."""
     text = series.str.strip_chars()
     aware = text.str.contains(_WITH_OFFSET)
-    clock = pl.select(
-        pl.when(aware).then(text.str.replace(r"\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$", ""))
-        .otherwise(text).str.replace_all("/", "-").str.replace("[Tt]", " ").alias("t")
-    ).select(
-        pl.when(pl.col("t").str.len_bytes() == 10).then(pl.col("t") + " 00:00:00")
-        .when(pl.col("t").str.len_bytes() == 16).then(pl.col("t") + ":00")
-        .otherwise("t")
-    ).to_series()
+    clock = (
+        pl.select(
+            pl.when(aware)
+            .then(text.str.replace(r"\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$", ""))
+            .otherwise(text)
+            .str.replace_all("/", "-")
+            .str.replace("[Tt]", " ")
+            .alias("t")
+        )
+        .select(
+            pl.when(pl.col("t").str.len_bytes() == 10)
+            .then(pl.col("t") + " 00:00:00")
+            .when(pl.col("t").str.len_bytes() == 16)
+            .then(pl.col("t") + ":00")
+            .otherwise("t")
+        )
+        .to_series()
+    )
     local = clock.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
     given = text.drop_nulls()
     if len(given) and local.null_count() == len(local):
@@ -295,9 +303,7 @@ def _from_text(
     return local - (shift * 60_000_000).cast(pl.Duration("us"))
 
 
-def _localise(
-    local: pl.Series, zone: str, ambiguous: Literal["earliest", "latest"]
-) -> pl.Series:
+def _localise(local: pl.Series, zone: str, ambiguous: Literal["earliest", "latest"]) -> pl.Series:
     """Naive local times to naive UTC."""
     if zone == "UTC":
         return local
@@ -306,7 +312,9 @@ def _localise(
     utc = pl.DataFrame({"t": local}).select(
         pl.coalesce(
             moment.dt.replace_time_zone(zone, ambiguous=ambiguous, non_existent="null")
-            .dt.convert_time_zone("UTC").dt.replace_time_zone(None) + back
+            .dt.convert_time_zone("UTC")
+            .dt.replace_time_zone(None)
+            + back
             for moment, back in ((column, pl.duration(days=0)), (column - day, day))
         )
     )

@@ -40,7 +40,12 @@ from foundation.slots import Slot, SlotColumn, row_columns, source_columns, sour
 from foundation.vocabulary import SLOT_KINDS, SlotCodes, TableCoder, fit_slot, grown, stable_hash
 
 __all__ = [
-    "EVENT_EXTRA", "QUERY_EXTRA", "EncodedEvents", "EncodedQueries", "EncodedRows", "SlotTable",
+    "EVENT_EXTRA",
+    "QUERY_EXTRA",
+    "EncodedEvents",
+    "EncodedQueries",
+    "EncodedRows",
+    "SlotTable",
     "Tokenizer",
 ]
 FORMAT = 1
@@ -129,8 +134,12 @@ class Tokenizer:
         return self._with(schema, data, max_values, min_count, n_bins)
 
     def _with(
-        self, schema: Schema, data: list[tuple[Slot, SlotColumn]], max_values: int,
-        min_count: int, n_bins: int,
+        self,
+        schema: Schema,
+        data: list[tuple[Slot, SlotColumn]],
+        max_values: int,
+        min_count: int,
+        n_bins: int,
     ) -> Tokenizer:
         slots = {s.key: s for s in self.slots}
         first = self.size
@@ -310,8 +319,10 @@ class Tokenizer:
         code = np.zeros((count, self.row_width), dtype=np.int32)
         value = np.zeros((count, self.row_width), dtype=np.float32)
         columns: dict[str, SlotColumn] = {}
-        tables = ((PROFILE, self.schema.profile_fields, profile_rows),
-                  (CONTEXT, self.schema.context, context_rows))
+        tables = (
+            (PROFILE, self.schema.profile_fields, profile_rows),
+            (CONTEXT, self.schema.context, context_rows),
+        )
         for owner, fields, frame in tables:
             if frame is None or not fields:
                 continue

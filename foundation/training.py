@@ -79,7 +79,11 @@ class PretrainingModule(pl.LightningModule):
     """Backbone and objectives under Lightning."""
 
     def __init__(
-        self, model: RiskBackbone, objectives: Objectives, optimizer: OptimizerConfig, steps: int,
+        self,
+        model: RiskBackbone,
+        objectives: Objectives,
+        optimizer: OptimizerConfig,
+        steps: int,
         seed: int,
     ) -> None:
         super().__init__()
@@ -98,16 +102,19 @@ class PretrainingModule(pl.LightningModule):
 
     def _log(self, stage: str, losses: dict[str, torch.Tensor], batch: TrainingBatch) -> None:
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.length), on_step=stage == "train",
-                      on_epoch=stage != "train")
+        self.log_dict(
+            values,
+            batch_size=len(batch.length),
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+        )
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = make_optimizer(self, self.settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate(step, self.steps, self.settings)
         )
-        return {"optimizer": optimizer,
-                "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -124,7 +131,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, matrices: list, rest: list[dict], config: OptimizerConfig) -> None:
         self.muon = torch.optim.Muon(
-            matrices, lr=config.muon_lr, weight_decay=config.weight_decay,
+            matrices,
+            lr=config.muon_lr,
+            weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
         self.adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98))
@@ -157,18 +166,24 @@ def make_optimizer(module: PretrainingModule, config: OptimizerConfig) -> torch.
     """Weights in groups: matrices decay; tables, norms, biases and heads' vectors do not."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     tables = {
-        id(p) for m in module.modules() if isinstance(m, torch.nn.Embedding)
-        for p in m.parameters()
+        id(p) for m in module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
     }
     matrices = [p for n, p in named if p.ndim == 2 and id(p) not in tables]
     flat = [p for n, p in named if p.ndim != 2 or id(p) in tables]
     if not config.muon_lr:
-        groups = [{"params": matrices, "weight_decay": config.weight_decay},
-                  {"params": flat, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": flat, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
     blocks = {id(p) for p in module.model.blocks.parameters() if p.ndim == 2}
-    rest = [{"params": [p for p in matrices if id(p) not in blocks],
-             "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    rest = [
+        {
+            "params": [p for p in matrices if id(p) not in blocks],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": flat, "weight_decay": 0.0},
+    ]
     return MuonAdamW([p for p in matrices if id(p) in blocks], rest, config)
 
 
@@ -208,8 +223,9 @@ class KeepState(Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.every and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
 
@@ -270,15 +286,26 @@ def train(
         with warnings.catch_warnings():
             _expected_warnings()
             trainer = pl.Trainer(
-                max_steps=steps, max_epochs=-1, precision=precision, devices=devices,
-                accelerator="auto", plugins=[StateIO()], enable_checkpointing=False,
-                enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
-                gradient_clip_val=module.settings.clip, use_distributed_sampler=False,
-                check_val_every_n_epoch=None, log_every_n_steps=10,
+                max_steps=steps,
+                max_epochs=-1,
+                precision=precision,
+                devices=devices,
+                accelerator="auto",
+                plugins=[StateIO()],
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+                num_sanity_val_steps=0,
+                gradient_clip_val=module.settings.clip,
+                use_distributed_sampler=False,
+                check_val_every_n_epoch=None,
+                log_every_n_steps=10,
                 val_check_interval=min(validate_every, steps) if validation else None,
                 limit_val_batches=len(validation) if validation else 0,
-                logger=[CSVLogger(str(work), name="logs", version=f"csv{part}"),
-                        TensorBoardLogger(str(work), name="logs", version=f"tensorboard{part}")],
+                logger=[
+                    CSVLogger(str(work), name="logs", version=f"csv{part}"),
+                    TensorBoardLogger(str(work), name="logs", version=f"tensorboard{part}"),
+                ],
                 callbacks=[curve, *callbacks, KeepState(state, checkpoint_every)],
             )
             if first < steps:
@@ -295,7 +322,16 @@ def train(
 
 def _expected_warnings() -> None:
     """Notices of Lightning about what is on purpose here: no workers, steps as data."""
-    for text in (".*num_workers.*", ".*IterableDataset.*", ".*does not have many workers.*",
-                 ".*`__len__`.*", ".*Checkpoint directory.*", ".*logger.*", ".*mid-epoch.*",
-                 ".*LeafSpec.*", ".*srun.*", ".*GPU available.*"):
+    for text in (
+        ".*num_workers.*",
+        ".*IterableDataset.*",
+        ".*does not have many workers.*",
+        ".*`__len__`.*",
+        ".*Checkpoint directory.*",
+        ".*logger.*",
+        ".*mid-epoch.*",
+        ".*LeafSpec.*",
+        ".*srun.*",
+        ".*GPU available.*",
+    ):
         warnings.filterwarnings("ignore", message=text)

@@ -213,7 +213,9 @@ def _merged(name: str, parts: list[_Part]) -> Checked:
     repeated = _repeats(original)
     frame = frame.with_columns(
         pl.when(pl.col("_reason").is_null() & repeated)
-        .then(pl.lit(DUPLICATE)).otherwise("_reason").alias("_reason")
+        .then(pl.lit(DUPLICATE))
+        .otherwise("_reason")
+        .alias("_reason")
     )
     bad = frame.filter(pl.col("_reason").is_not_null()).select(
         pl.lit(name).alias("source"), file="_file", row="_row", reason="_reason"
@@ -231,9 +233,9 @@ def _repeats(frame: pl.DataFrame) -> pl.Series:
     """
     if not len(frame):
         return pl.Series([], dtype=pl.Boolean)
-    candidates = pl.DataFrame({"h": frame.hash_rows(seed=0)}).select(
-        pl.col("h").is_duplicated()
-    ).to_series()
+    candidates = (
+        pl.DataFrame({"h": frame.hash_rows(seed=0)}).select(pl.col("h").is_duplicated()).to_series()
+    )
     rows = candidates.arg_true()
     out = pl.repeat(False, len(frame), dtype=pl.Boolean, eager=True)
     if not len(rows):

@@ -130,8 +130,13 @@ def fit_slot(
         n_bins: of a number.
     """
     found = SlotCodes(
-        owner=slot.owner, name=slot.name, field=slot.field, kind=cast(SlotKind, slot.kind),
-        role=slot.role, title=slot.title, blocks=(),
+        owner=slot.owner,
+        name=slot.name,
+        field=slot.field,
+        kind=cast(SlotKind, slot.kind),
+        role=slot.role,
+        title=slot.title,
+        blocks=(),
     )
     if slot.kind == "category":
         found = replace(found, values=frequent_values(column, max_values, min_count))
@@ -166,9 +171,7 @@ def frequent_values(column: SlotColumn, max_values: int, min_count: int) -> tupl
     return tuple(table["v"].to_list())
 
 
-def quantiles(
-    values: np.ndarray, n_bins: int
-) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+def quantiles(values: np.ndarray, n_bins: int) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Quantile edges of the finite non-zero values.
 
     Edges are values that occurred. Where one value fills several quantiles it becomes one edge at
@@ -272,7 +275,8 @@ class NumberCoder:
         position *= self._slope.take(row)
         position += self._base.take(row)
         for outside, end, sign in (
-            (numbers < self._low, self._low, -1.0), (numbers > self._high, self._high, 1.0)
+            (numbers < self._low, self._low, -1.0),
+            (numbers > self._high, self._high, 1.0),
         ):
             if outside.any():
                 owner = np.nonzero(outside)[0]
@@ -314,13 +318,15 @@ class TableCoder:
         self._missing = [int(s.ids()[MISSING]) for s in slots]
         self._number_at = [k for k, s in enumerate(slots) if s.kind == "number"]
         self._numbers = NumberCoder([slots[k] for k in self._number_at])
-        self._categories = {
-            k: CategoryCoder(s) for k, s in enumerate(slots) if s.kind != "number"
-        }
+        self._categories = {k: CategoryCoder(s) for k, s in enumerate(slots) if s.kind != "number"}
 
     def encode_into(
-        self, code: np.ndarray, value: np.ndarray, rows: np.ndarray | slice,
-        columns: Mapping[str, SlotColumn], count: int,
+        self,
+        code: np.ndarray,
+        value: np.ndarray,
+        rows: np.ndarray | slice,
+        columns: Mapping[str, SlotColumn],
+        count: int,
     ) -> None:
         """Write into some rows of code [N, K] and value [N, K]; absent columns become missing.
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from foundation.tokenizer import EncodedEvents, EncodedQueries
 
 
-
 @dataclass(frozen=True)
 class CutPool:
     """Cuts with their targets, R per entity, sorted by time within an entity.
@@ -131,7 +130,10 @@ def activity_counts(
 
 
 def build_pool(
-    timeline: Timeline, entity: np.ndarray, cut_us: np.ndarray, outcomes: np.ndarray,
+    timeline: Timeline,
+    entity: np.ndarray,
+    cut_us: np.ndarray,
+    outcomes: np.ndarray,
     activity: np.ndarray,
 ) -> CutPool:
     """Put cuts and targets together; `entity` must be sorted."""
@@ -145,8 +147,14 @@ class WindowSampler:
     """Plans the windows of any step."""
 
     def __init__(
-        self, timeline: Timeline, pool: CutPool, entities: np.ndarray, batch_size: int,
-        max_events: int, queries: int, seed: int,
+        self,
+        timeline: Timeline,
+        pool: CutPool,
+        entities: np.ndarray,
+        batch_size: int,
+        max_events: int,
+        queries: int,
+        seed: int,
     ) -> None:
         """`entities` ([.] int64): those to draw from; those without events are left out."""
         self.offsets, self.pool = timeline.offsets, pool
@@ -182,8 +190,13 @@ class WindowSampler:
         return order[rows]
 
     def _cuts_inside(
-        self, rng: np.random.Generator, start: np.ndarray, stop: np.ndarray, first: np.ndarray,
-        last: np.ndarray, anchor: np.ndarray,
+        self,
+        rng: np.random.Generator,
+        start: np.ndarray,
+        stop: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+        anchor: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Q cuts per window that see at least one of its events and none beyond it."""
         per = int((last - first).max())
@@ -208,9 +221,7 @@ class WindowSampler:
 class WindowBatches:
     """Numpy arrays of planned windows: the backbone's inputs, lengths and targets."""
 
-    def __init__(
-        self, encoded: EncodedEvents, queries: EncodedQueries, pool: CutPool
-    ) -> None:
+    def __init__(self, encoded: EncodedEvents, queries: EncodedQueries, pool: CutPool) -> None:
         """`queries` are the pool's cuts encoded, row by row."""
         self.encoded, self.queries, self.pool = encoded, queries, pool
 

@@ -52,7 +52,8 @@ class _Group(click.Group):
             if os.environ.get("RISKFM_DEBUG"):
                 traceback.print_exc()
             click.echo(
-                f"internal error: {type(exc).__name__}: {exc} (RISKFM_DEBUG=1 shows where)", err=True
+                f"internal error: {type(exc).__name__}: {exc} (RISKFM_DEBUG=1 shows where)",
+                err=True,
             )
             sys.exit(1)
 
@@ -72,8 +73,9 @@ def _population(function: Any) -> Any:
     for option in (
         click.option("--until", help="Read only what was known before this date, e.g. 2017-09-01."),
         click.option("--entities", type=FILE, help="CSV or Parquet with the entity_id to read."),
-        click.option("--exclude-entities", type=FILE,
-                     help="CSV or Parquet with the entity_id to leave out."),
+        click.option(
+            "--exclude-entities", type=FILE, help="CSV or Parquet with the entity_id to leave out."
+        ),
     ):
         function = option(function)
     return function
@@ -136,8 +138,9 @@ def events_import(
         source, _, path = item.rpartition("=")
         overrides[source or Path(path).stem] = Path(path)
     with Reporter(quiet).bar("import") as bar:
-        summary = import_events(schema_path, store, overrides or None, data_dir=data_dir,
-                                progress=bar)
+        summary = import_events(
+            schema_path, store, overrides or None, data_dir=data_dir, progress=bar
+        )
     for line in summary.lines():
         click.echo(line)
 
@@ -152,7 +155,10 @@ def tokenizer() -> None:
 @click.option("-o", "--output", type=DIR, required=True, help="Directory for tokenizer.json.")
 @_population
 def tokenizer_fit(
-    store: Path, output: Path, until: str | None, entities: Path | None,
+    store: Path,
+    output: Path,
+    until: str | None,
+    entities: Path | None,
     exclude_entities: Path | None,
 ) -> None:
     """Fit vocabularies and bins on what was known before --until."""
@@ -174,7 +180,9 @@ def tokenizer_fit(
 
 
 @cli.command()
-@click.option("--config", type=FILE, required=True, help="A YAML such as configs/pretrain/nano.yaml.")
+@click.option(
+    "--config", type=FILE, required=True, help="A YAML such as configs/pretrain/nano.yaml."
+)
 @click.option("--store", type=DIR, required=True)
 @click.option("-o", "--output", type=DIR, required=True, help="The backbone directory to make.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run at its last checkpoint.")
@@ -182,8 +190,15 @@ def tokenizer_fit(
 @_population
 @_quiet
 def pretrain(
-    config: Path, store: Path, output: Path, resume: bool, epochs: float | None, until: str | None,
-    entities: Path | None, exclude_entities: Path | None, quiet: bool,
+    config: Path,
+    store: Path,
+    output: Path,
+    resume: bool,
+    epochs: float | None,
+    until: str | None,
+    entities: Path | None,
+    exclude_entities: Path | None,
+    quiet: bool,
 ) -> None:
     """Pretrain a backbone on unlabelled histories."""
     from foundation.pretraining import load_pretrain_config, run_pretraining
@@ -194,8 +209,15 @@ def pretrain(
     reporter = Reporter(quiet)
     with reporter.bar("pretrain") as bar:
         run = run_pretraining(
-            settings, store, output, until=until, entities=entities,
-            exclude_entities=exclude_entities, resume=resume, progress=bar, say=reporter.say,
+            settings,
+            store,
+            output,
+            until=until,
+            entities=entities,
+            exclude_entities=exclude_entities,
+            resume=resume,
+            progress=bar,
+            say=reporter.say,
         )
     click.echo(f"wrote {output}: {run.summary()}")
 
@@ -220,20 +242,36 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
 @click.option("--store", type=DIR, required=True)
 @click.option("--samples", type=FILE, required=True, help="entity_id, as_of, label, ...")
 @click.option("-o", "--output", type=DIR, required=True)
-@click.option("--recipe", default="auto", show_default=True,
-              help="auto, or one recipe: query, scorecard, linear, gbdt, forecast, probe, fusion, "
-                   "prompt, lora, blend.")
+@click.option(
+    "--recipe",
+    default="auto",
+    show_default=True,
+    help="auto, or one recipe: query, scorecard, linear, gbdt, forecast, probe, fusion, "
+    "prompt, lora, blend.",
+)
 @click.option("--recipes", help="With auto: only these, separated by commas.")
 @click.option("--test", "test_path", type=FILE, help="Labelled samples to measure on.")
 @click.option("--channel", default="default", show_default=True, help="Name of the population.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--budget", type=float, help="Minutes for comparing recipes.")
-@click.option("--allow-leak", is_flag=True,
-              help="Measure although the backbone knew later events; the report says so.")
+@click.option(
+    "--allow-leak",
+    is_flag=True,
+    help="Measure although the backbone knew later events; the report says so.",
+)
 @_quiet
 def adapt(
-    backbone: Path, store: Path, samples: Path, output: Path, recipe: str, recipes: str | None,
-    test_path: Path | None, channel: str, seed: int, budget: float | None, allow_leak: bool,
+    backbone: Path,
+    store: Path,
+    samples: Path,
+    output: Path,
+    recipe: str,
+    recipes: str | None,
+    test_path: Path | None,
+    channel: str,
+    seed: int,
+    budget: float | None,
+    allow_leak: bool,
     quiet: bool,
 ) -> None:
     """Turn a few hundred labels into a tested, packaged model with a report."""
@@ -242,7 +280,11 @@ def adapt(
     reporter = Reporter(quiet)
     chosen = tuple(r.strip() for r in recipes.split(",")) if recipes else ()
     settings = AdaptSettings(
-        recipe=recipe, recipes=chosen, channel=channel, seed=seed, budget_minutes=budget,
+        recipe=recipe,
+        recipes=chosen,
+        channel=channel,
+        seed=seed,
+        budget_minutes=budget,
         allow_leak=allow_leak,
     )
     result = run_adaptation(backbone, store, samples, output, settings, test_path, reporter)
@@ -282,8 +324,10 @@ def package_verify(path: Path) -> None:
 
     opened = Package.load(path)
     worst = opened.check_golden()
-    click.echo(f"{opened.id}: {len(opened.manifest['files'])} files intact, golden rows within "
-               f"{worst:.1e} of the recorded scores")
+    click.echo(
+        f"{opened.id}: {len(opened.manifest['files'])} files intact, golden rows within "
+        f"{worst:.1e} of the recorded scores"
+    )
 
 
 @package.command("show")
@@ -293,8 +337,19 @@ def package_show(path: Path) -> None:
     from finetune.package import read_manifest
 
     manifest = read_manifest(path)
-    keys = ("id", "channel", "recipe", "why", "created_at", "code_version", "store_version",
-            "backbone_fingerprint", "tokenizer_fingerprint", "schema_fingerprint", "metrics")
+    keys = (
+        "id",
+        "channel",
+        "recipe",
+        "why",
+        "created_at",
+        "code_version",
+        "store_version",
+        "backbone_fingerprint",
+        "tokenizer_fingerprint",
+        "schema_fingerprint",
+        "metrics",
+    )
     click.echo(json.dumps({k: manifest.get(k) for k in keys}, indent=1))
 
 
@@ -337,15 +392,19 @@ def keys_revoke(path: Path, key_id: str) -> None:
 
 
 @cli.command()
-@click.option("--package", "packages", type=DIR, multiple=True, required=True,
-              help="A package directory; several may be given, the first answers by default.")
+@click.option(
+    "--package",
+    "packages",
+    type=DIR,
+    multiple=True,
+    required=True,
+    help="A package directory; several may be given, the first answers by default.",
+)
 @click.option("--port", default=3000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--keys", "keys_path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Processes, one core each.")
-def serve(
-    packages: tuple[Path, ...], port: int, host: str, keys_path: Path, workers: int
-) -> None:
+def serve(packages: tuple[Path, ...], port: int, host: str, keys_path: Path, workers: int) -> None:
     """Serve packages over HTTP; makes a first API key and prints it once if there is none."""
     from serving.launch import serve as serve_packages
 

@@ -43,7 +43,9 @@ def run_demo(output: Path, port: int, reporter: Reporter) -> None:
     reporter.say("2/6 event store: validate and import")
     with reporter.bar("import") as bar:
         summary = import_events(
-            configs / "schemas" / "journey.yaml", output / "store", data_dir=output / "data",
+            configs / "schemas" / "journey.yaml",
+            output / "store",
+            data_dir=output / "data",
             progress=bar,
         )
     for line in summary.lines():
@@ -52,14 +54,24 @@ def run_demo(output: Path, port: int, reporter: Reporter) -> None:
     settings = load_pretrain_config(configs / "pretrain" / "demo.yaml")
     with reporter.bar("pretrain") as bar:
         run = run_pretraining(
-            settings, output / "store", output / "backbone", until=UNTIL,
-            exclude_entities=journey.test, progress=bar, say=reporter.say,
+            settings,
+            output / "store",
+            output / "backbone",
+            until=UNTIL,
+            exclude_entities=journey.test,
+            progress=bar,
+            say=reporter.say,
         )
     reporter.say(f"    {run.summary()}")
     reporter.say("4/6 adaptation with 300 labels, judged on other households eight weeks later")
     result = run_adaptation(
-        output / "backbone", output / "store", journey.samples, output / "model",
-        AdaptSettings(channel="lapse"), journey.test, reporter,
+        output / "backbone",
+        output / "store",
+        journey.samples,
+        output / "model",
+        AdaptSettings(channel="lapse"),
+        journey.test,
+        reporter,
     )
     click.echo("\n".join(result.lines()))
     reporter.say("5/6 service: one household over HTTP")
@@ -126,7 +138,5 @@ def request_body(store: Any, entity_id: str, as_of: str) -> dict[str, Any]:
 
 def _json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
     times = [c for c in frame.columns if isinstance(frame[c].dtype, pl.Datetime)]
-    frame = frame.with_columns(
-        pl.col(c).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ") for c in times
-    )
+    frame = frame.with_columns(pl.col(c).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ") for c in times)
     return [{k: v for k, v in row.items() if v is not None} for row in frame.to_dicts()]

@@ -67,8 +67,10 @@ def main() -> None:
     total = measure(schema, frame, given.samples, "sorted as in the store")
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=0)
     measure(schema, shuffled, given.samples, "random order")
-    print(f"history cut: {total:.2f} s, bar {BAR_SECONDS:.0f} s: "
-          f"{'met' if total <= BAR_SECONDS else 'MISSED'}")
+    print(
+        f"history cut: {total:.2f} s, bar {BAR_SECONDS:.0f} s: "
+        f"{'met' if total <= BAR_SECONDS else 'MISSED'}"
+    )
 
 
 if __name__ == "__main__":

@@ -59,8 +59,11 @@ def synthetic(entities: int, events: int) -> tuple[Schema, Timeline, int]:
     for name, kind in names.items():
         drawn = rng.gamma(2.0, 30.0, count)
         columns[name] = (
-            pl.Series(drawn) if kind == "number" else pl.Series(drawn.astype(int) % 20).cast(
-                pl.String).map_elements("v{}".format, return_dtype=pl.String)
+            pl.Series(drawn)
+            if kind == "number"
+            else pl.Series(drawn.astype(int) % 20)
+            .cast(pl.String)
+            .map_elements("v{}".format, return_dtype=pl.String)
         )
     timeline = build_timeline(schema, {"buy": pl.DataFrame(columns)})
     return schema, timeline, int(timeline.known_us.max()) + DAY_US

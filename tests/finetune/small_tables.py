@@ -7,9 +7,9 @@ import numpy as np
 from finetune.table import Column, FeatureTable
 
 
-def small_table(rows: int, seed: int = 0, forecasts: int = 3, embedding: int = 8) -> tuple[
-    FeatureTable, np.ndarray
-]:
+def small_table(
+    rows: int, seed: int = 0, forecasts: int = 3, embedding: int = 8
+) -> tuple[FeatureTable, np.ndarray]:
     """[S] samples and labels, about 30 % bads: every block carries signal, some is missing."""
     random = np.random.default_rng(seed)
     risk = random.normal(size=rows)

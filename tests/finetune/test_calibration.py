@@ -85,7 +85,9 @@ def test_json_restores_every_byte(rows: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {}, {"method": "venn"}, {"method": "platt", "slope": -1, "intercept": 0},
+        {},
+        {"method": "venn"},
+        {"method": "platt", "slope": -1, "intercept": 0},
         {"method": "platt", "slope": float("nan"), "intercept": 0},
         {"method": "platt", "slope": "x", "intercept": 0},
         {"method": "isotonic", "logits": [0, 1], "probabilities": [0.5, 0.2]},
@@ -114,7 +116,11 @@ def test_points_double_the_odds() -> None:
 def test_bands_take_the_lower_edge() -> None:
     p = np.array([0.05, 0.1, 0.29, 0.3, 0.9])
     assert list(bands(p, (0.1, 0.3), ("approve", "review", "refuse"))) == [
-        "approve", "review", "review", "refuse", "refuse"
+        "approve",
+        "review",
+        "review",
+        "refuse",
+        "refuse",
     ]
     with pytest.raises(ArtifactError, match="thresholds"):
         bands(p, (0.3, 0.1), ("a", "b", "c"))

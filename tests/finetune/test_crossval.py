@@ -66,7 +66,7 @@ def test_forward_splits_train_on_what_was_known() -> None:
         start = as_of[s.test].min()
         assert (known[s.train] <= start).all() and (as_of[s.train] < start).all()
         assert not set(groups[s.train]) & set(groups[s.test])
-    assert (as_of[splits[0].test].max() < as_of[splits[1].test].min())
+    assert as_of[splits[0].test].max() < as_of[splits[1].test].min()
 
 
 def test_forward_splits_without_time_are_refused() -> None:

@@ -56,7 +56,8 @@ EVERY_TERM = LinearHead(
 )
 EVERY_SESSION = opened(EVERY_TERM.head("every"))
 VALUE = st.one_of(
-    st.just(float("nan")), st.sampled_from([0.0, -1.0, 1.0, 2.0, 2.5, 5.0]),
+    st.just(float("nan")),
+    st.sampled_from([0.0, -1.0, 1.0, 2.0, 2.5, 5.0]),
     st.floats(-1e6, 1e6, width=32),
 )
 
@@ -129,8 +130,12 @@ def test_trees_do_not_flip_on_thresholds() -> None:
     table, y = small_table(150, seed=5)
     fitted = GbdtRecipe().fit(table, y, *settings(150), 0)
     text = fitted.boosters[0].model_to_string()
-    cuts = [float(v) for line in text.splitlines() if line.startswith("threshold=")
-            for v in line.split("=")[1].split()][:40]
+    cuts = [
+        float(v)
+        for line in text.splitlines()
+        if line.startswith("threshold=")
+        for v in line.split("=")[1].split()
+    ][:40]
     near = np.array(cuts, dtype=np.float32)
     edges = np.concatenate([near, np.nextafter(near, np.float32(9e9)), np.nextafter(near, -near)])
     values = np.repeat(edges[:, None], len(table.columns), axis=1)

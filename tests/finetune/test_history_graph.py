@@ -16,8 +16,15 @@ from foundation.tokenizer import Tokenizer
 from tests.foundation.small_lender import small_lender
 
 SIZES = {
-    "width": 16, "layers": 1, "heads": 2, "hidden": 16, "fusion_hidden": 16, "slot_width": 8,
-    "hash_rows": 32, "name_rows": 16, "targets": ["late_31d", "quiet_31d"],
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "hidden": 16,
+    "fusion_hidden": 16,
+    "slot_width": 8,
+    "hash_rows": 32,
+    "name_rows": 16,
+    "targets": ["late_31d", "quiet_31d"],
 }
 
 
@@ -47,7 +54,8 @@ def test_graph_equals_the_model(bound: tuple, graph: Path, batch: int, length: i
         wanted = model(**{n: torch.from_numpy(inputs[n]) for n in INPUTS})
     np.testing.assert_allclose(found["query"], wanted.query[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(
-        found["forecasts"], torch.sigmoid(wanted.forecasts[:, 0]).numpy(), atol=1e-5)
+        found["forecasts"], torch.sigmoid(wanted.forecasts[:, 0]).numpy(), atol=1e-5
+    )
     events = wanted.events.numpy()
     for row, count in enumerate(inputs["query_position"][:, 0]):
         mean = events[row, :count].mean(0) if count else np.zeros(16)

@@ -142,7 +142,8 @@ NOISE -= NOISE.mean()
 def test_within_one_standard_error_the_lowest_variance_wins() -> None:
     error = NOISE.std(ddof=1) / np.sqrt(200) * 0.1
     losses = {
-        "fusion": BASE, "probe": BASE + 0.1 * NOISE + 0.9 * error,
+        "fusion": BASE,
+        "probe": BASE + 0.1 * NOISE + 0.9 * error,
         "forecast": BASE + 0.1 * NOISE + 1.2 * error,
     }
     choice = decide(losses)

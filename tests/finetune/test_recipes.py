@@ -19,8 +19,15 @@ from finetune.table import FeatureTable
 from foundation.errors import SampleError
 from tests.finetune.small_tables import settings, small_table
 
-PLAIN = [QueryRecipe(), ScorecardRecipe(), LinearRecipe(), GbdtRecipe(), ForecastRecipe(),
-         ProbeRecipe(), FusionRecipe()]
+PLAIN = [
+    QueryRecipe(),
+    ScorecardRecipe(),
+    LinearRecipe(),
+    GbdtRecipe(),
+    ForecastRecipe(),
+    ProbeRecipe(),
+    FusionRecipe(),
+]
 
 
 @pytest.mark.parametrize("recipe", PLAIN, ids=lambda r: r.name)
@@ -127,7 +134,8 @@ def test_query_names_unknown_forecasts() -> None:
     table, _ = small_table(50)
     weighted = QueryRecipe({"late_0": 2.0, "late_2": 1.0}).unlabelled(table)
     assert {t.column: round(t.weight, 6) for t in weighted.head.terms} == {
-        "late_0": 0.666667, "late_2": 0.333333
+        "late_0": 0.666667,
+        "late_2": 0.333333,
     }
     with pytest.raises(SampleError, match="did you mean 'late_0'"):
         QueryRecipe({"late0": 1.0}).unlabelled(table)

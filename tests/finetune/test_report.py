@@ -62,42 +62,93 @@ def full_content() -> ReportContent:
     realised = (np.random.default_rng(5).random(600) < good).astype(float)
     realised[::3] = np.nan
     return ReportContent(
-        title="Loan default", channel="app", package_id="app-1", recipe="forecast",
-        created_at=datetime(2018, 1, 2, 3, 4, tzinfo=UTC), why="Lowest variance of the best.",
+        title="Loan default",
+        channel="app",
+        package_id="app-1",
+        recipe="forecast",
+        created_at=datetime(2018, 1, 2, 3, 4, tzinfo=UTC),
+        why="Lowest variance of the best.",
         sample=SampleFacts(
-            y=y0, as_of_us=moments(240, "2017-03-01", 150, 4), channel=["a", "b", "b"] * 80,
-            thin=np.arange(240) % 8 == 0, dropped={"duplicate": 3}, ignored_columns=["note"],
+            y=y0,
+            as_of_us=moments(240, "2017-03-01", 150, 4),
+            channel=["a", "b", "b"] * 80,
+            thin=np.arange(240) % 8 == 0,
+            dropped={"duplicate": 3},
+            ignored_columns=["note"],
             approved_only=True,
         ),
         label_meaning="late by 30 days",
         windows=[WindowFacts(name="test", start="2017-09-01", end="2017-12-31")],
         ladder=[
-            LadderRow(name="gbdt", cv_log_loss=0.5, gap=0.01, gap_se=0.004, auc=0.7, auc_low=0.6,
-                      auc_high=0.8, ks=0.3, ks_low=0.2, ks_high=0.4, test_auc=0.71, test_ks=0.31),
-            LadderRow(name="forecast", cv_log_loss=0.49, auc=0.72, auc_low=0.6, auc_high=0.8,
-                      ks=0.33, ks_low=0.2, ks_high=0.4, test_auc=0.74, test_ks=0.33),
+            LadderRow(
+                name="gbdt",
+                cv_log_loss=0.5,
+                gap=0.01,
+                gap_se=0.004,
+                auc=0.7,
+                auc_low=0.6,
+                auc_high=0.8,
+                ks=0.3,
+                ks_low=0.2,
+                ks_high=0.4,
+                test_auc=0.71,
+                test_ks=0.31,
+            ),
+            LadderRow(
+                name="forecast",
+                cv_log_loss=0.49,
+                auc=0.72,
+                auc_low=0.6,
+                auc_high=0.8,
+                ks=0.33,
+                ks_low=0.2,
+                ks_high=0.4,
+                test_auc=0.74,
+                test_ks=0.33,
+            ),
             LadderRow(name="lora", status="skipped", reason="too few bads"),
         ],
         ladder_basis="pooled out-of-fold, n = 237",
         evaluation=EvaluationFacts(
-            name="test file", kind="test", y=y, as_of_us=t, score=good, baseline=poor,
-            out_of_time=True, reference_score=dev,
+            name="test file",
+            kind="test",
+            y=y,
+            as_of_us=t,
+            score=good,
+            baseline=poor,
+            out_of_time=True,
+            reference_score=dev,
         ),
         forecasts=[
-            ForecastFacts(name="late_31d", title="late within 31 days", values=good,
-                          realised=realised),
+            ForecastFacts(
+                name="late_31d", title="late within 31 days", values=good, realised=realised
+            ),
             ForecastFacts(name="silence_31d", title="silence within 31 days", values=poor),
         ],
-        forecast_basis="test file", forecast_y=y,
-        variables=[VariableFacts(name="statement.status", block="aggregate", missing=0.1, iv=0.4,
-                                 ks=0.3, psi=0.02), VariableFacts(name="age", iv=None)],
-        reasons=[ReasonGroupFacts(title="late within 31 days", importance=0.6),
-                 ReasonGroupFacts(title="age", importance=0.2)],
-        examples=[ExampleFacts(band=b, score=s, points=600, reasons=[
-            Reason("forecast.late_31d", "late within 31 days", "41 %", e)])
-            for b, s, e in (("approved", 0.05, -0.7), ("middle", 0.2, 0.1), ("refused", 0.7, 1.1))],
+        forecast_basis="test file",
+        forecast_y=y,
+        variables=[
+            VariableFacts(
+                name="statement.status", block="aggregate", missing=0.1, iv=0.4, ks=0.3, psi=0.02
+            ),
+            VariableFacts(name="age", iv=None),
+        ],
+        reasons=[
+            ReasonGroupFacts(title="late within 31 days", importance=0.6),
+            ReasonGroupFacts(title="age", importance=0.2),
+        ],
+        examples=[
+            ExampleFacts(
+                band=b,
+                score=s,
+                points=600,
+                reasons=[Reason("forecast.late_31d", "late within 31 days", "41 %", e)],
+            )
+            for b, s, e in (("approved", 0.05, -0.7), ("middle", 0.2, 0.1), ("refused", 0.7, 1.1))
+        ],
         limits=["A limit of our own."],
-        lineage={"store version": "12", "seeds": "7"}, resamples=40,
+        lineage={"store version": "12", "seeds": "7"},
+        resamples=40,
     )
 
 
@@ -108,8 +159,14 @@ def small_content(bads: int = 12, n: int = 60) -> ReportContent:
     score = np.clip(0.15 + 0.2 * y + 0.1 * np.random.default_rng(0).random(n), 0, 1)
     t = moments(n, "2020-02-01", 20)
     return ReportContent(
-        title="Small", channel="c", package_id="p", created_at=datetime(2020, 3, 1, tzinfo=UTC),
-        recipe="query", why="Few bads.", sample=SampleFacts(y=y, as_of_us=t), resamples=40,
+        title="Small",
+        channel="c",
+        package_id="p",
+        created_at=datetime(2020, 3, 1, tzinfo=UTC),
+        recipe="query",
+        why="Few bads.",
+        sample=SampleFacts(y=y, as_of_us=t),
+        resamples=40,
         evaluation=EvaluationFacts(
             name="out-of-fold predictions", kind="out-of-fold", y=y, as_of_us=t, score=score
         ),
@@ -156,8 +213,12 @@ class Page(HTMLParser):
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, str, Path]:
     out = tmp_path_factory.mktemp("report")
     numbers = write_report(full_content(), out / "report.html", out / "report.json")
-    return (numbers, (out / "report.html").read_text(encoding="utf-8"),
-            (out / "report.json").read_text(encoding="utf-8"), out)
+    return (
+        numbers,
+        (out / "report.html").read_text(encoding="utf-8"),
+        (out / "report.json").read_text(encoding="utf-8"),
+        out,
+    )
 
 
 def test_page_is_offline(written):
@@ -204,7 +265,8 @@ def test_numbers_recompute(written):
     curve = found["ks_curve"]
     assert curve["ks"] == pytest.approx(abs(curve["at_bad"] - curve["at_good"]), abs=1e-12)
     assert curve["ks"] == pytest.approx(
-        np.abs(np.subtract(curve["bad"], curve["good"])).max(), abs=1e-12)
+        np.abs(np.subtract(curve["bad"], curve["good"])).max(), abs=1e-12
+    )
     refused = score >= curve["at_score"]
     assert curve["at_bad"] == pytest.approx(refused[y == 1].mean())
     assert curve["at_share"] == pytest.approx(refused.mean())
@@ -266,8 +328,10 @@ def test_a_model_against_itself_differs_by_nothing():
     found = report_numbers(replace(content, evaluation=facts))["evaluation"]["comparison"]
     assert all(r["difference"] == r["low"] == r["high"] == 0 for r in found["metrics"])
     assert found["approval_gain"]["difference"] == 0
-    assert "No proven difference" in Page(render_page(
-        report_numbers(replace(content, evaluation=facts)))).text
+    assert (
+        "No proven difference"
+        in Page(render_page(report_numbers(replace(content, evaluation=facts)))).text
+    )
 
 
 def test_the_chosen_baseline_is_not_compared_with_itself():
@@ -278,18 +342,36 @@ def test_the_chosen_baseline_is_not_compared_with_itself():
 def test_user_text_is_escaped():
     content = full_content()
     content = replace(
-        content, title=EVIL, channel=EVIL, package_id=EVIL, why=EVIL, label_meaning=EVIL,
-        ladder=[replace(content.ladder[0], name=EVIL, reason=EVIL)], recipe=EVIL,
-        sample=replace(content.sample, dropped={EVIL: 2}, ignored_columns=[EVIL],
-                       channel=[EVIL, "b"] * 120),
+        content,
+        title=EVIL,
+        channel=EVIL,
+        package_id=EVIL,
+        why=EVIL,
+        label_meaning=EVIL,
+        ladder=[replace(content.ladder[0], name=EVIL, reason=EVIL)],
+        recipe=EVIL,
+        sample=replace(
+            content.sample, dropped={EVIL: 2}, ignored_columns=[EVIL], channel=[EVIL, "b"] * 120
+        ),
         evaluation=replace(content.evaluation, name=EVIL, baseline_name=EVIL + "2"),
         forecasts=[replace(f, name=EVIL, title=EVIL) for f in content.forecasts],
-        forecast_basis=EVIL, variables=[VariableFacts(name=EVIL, title=EVIL, block=EVIL, iv=0.1)],
-        variables_note=EVIL, reasons=[ReasonGroupFacts(title=EVIL, importance=1.0)],
-        reasons_note=EVIL, limits=[EVIL], lineage={EVIL: EVIL},
+        forecast_basis=EVIL,
+        variables=[VariableFacts(name=EVIL, title=EVIL, block=EVIL, iv=0.1)],
+        variables_note=EVIL,
+        reasons=[ReasonGroupFacts(title=EVIL, importance=1.0)],
+        reasons_note=EVIL,
+        limits=[EVIL],
+        lineage={EVIL: EVIL},
         windows=[WindowFacts(name=EVIL, start="2020-01-01", end=EVIL, note=EVIL)],
-        examples=[ExampleFacts(band="middle", score=0.2, label=EVIL, as_of=EVIL,
-                               reasons=[Reason(EVIL, EVIL, EVIL, 0.3)])],
+        examples=[
+            ExampleFacts(
+                band="middle",
+                score=0.2,
+                label=EVIL,
+                as_of=EVIL,
+                reasons=[Reason(EVIL, EVIL, EVIL, 0.3)],
+            )
+        ],
     )
     html = render_page(report_numbers(content))
     page, clean = Page(html), Page(render_page(report_numbers(full_content())))
@@ -314,10 +396,14 @@ def test_twelve_bads_one_month_nothing_else(tmp_path: Path):
     assert len(numbers["evaluation"]["calibration"]) == 2
     assert set(page.plots) == {"ks", "roc", "calibration", "distribution", "lift"}
     for sentence in (
-        "The evaluation covers one month", "This model has no forecasts",
-        "No recipes were compared", "There is no other model to compare with",
-        "All decisions fall into one month (2020-02)", "No analysis of single variables",
-        "There is no separate test sample", "Only 12 bads among 60 customers",
+        "The evaluation covers one month",
+        "This model has no forecasts",
+        "No recipes were compared",
+        "There is no other model to compare with",
+        "All decisions fall into one month (2020-02)",
+        "No analysis of single variables",
+        "There is no separate test sample",
+        "Only 12 bads among 60 customers",
     ):
         assert sentence in page.text
 
@@ -340,8 +426,9 @@ def test_one_class_or_a_single_bad(bads: int):
 def test_a_sample_without_any_label():
     content = small_content()
     unknown = np.full(60, np.nan)
-    numbers = report_numbers(replace(
-        content, evaluation=None, sample=replace(content.sample, y=unknown)))
+    numbers = report_numbers(
+        replace(content, evaluation=None, sample=replace(content.sample, y=unknown))
+    )
     assert numbers["sample"]["basis"]["bad_rate"] is None
     assert "60 further rows have no label yet" in Page(render_page(numbers)).text
 

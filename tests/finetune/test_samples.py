@@ -13,10 +13,13 @@ from finetune.samples import Samples, read_samples
 from foundation.errors import SampleError
 from foundation.schema import Schema, schema_from_dict
 
-SCHEMA = schema_from_dict({
-    "name": "t", "time_zone": "Asia/Shanghai",
-    "context": {"amount": {"kind": "money"}, "purpose": {"kind": "category"}},
-})
+SCHEMA = schema_from_dict(
+    {
+        "name": "t",
+        "time_zone": "Asia/Shanghai",
+        "context": {"amount": {"kind": "money"}, "purpose": {"kind": "category"}},
+    }
+)
 BARE = schema_from_dict({"name": "t"})
 GOOD = """entity_id,as_of,label,amount,purpose
 007,2024-01-31 08:00:00,0,100.5,car
@@ -44,7 +47,8 @@ def test_csv_is_read_in_the_zone_of_the_schema(tmp_path: Path) -> None:
     samples = read(tmp_path, GOOD, SCHEMA)
     assert samples.entity_ids.to_list() == ["007", "7"]
     assert samples.frame["as_of"].to_list() == [
-        dt.datetime(2024, 1, 31, 0, 0), dt.datetime(2024, 1, 30, 16, 0)
+        dt.datetime(2024, 1, 31, 0, 0),
+        dt.datetime(2024, 1, 30, 16, 0),
     ]
     assert samples.as_of_us[0] == 1_706_659_200_000_000
     assert samples.y.tolist() == [0.0, 1.0] and samples.weight.tolist() == [1.0, 1.0]
@@ -58,11 +62,15 @@ def test_csv_is_read_in_the_zone_of_the_schema(tmp_path: Path) -> None:
 def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     from_csv = read(tmp_path, GOOD, SCHEMA)
     path = tmp_path / "samples.parquet"
-    pl.DataFrame({
-        "entity_id": ["007", "7"], "label": [0, 1], "amount": [100.5, None],
-        "as_of": [dt.datetime(2024, 1, 31, 8), dt.datetime(2024, 1, 31)],
-        "purpose": ["car", None],
-    }).write_parquet(path)
+    pl.DataFrame(
+        {
+            "entity_id": ["007", "7"],
+            "label": [0, 1],
+            "amount": [100.5, None],
+            "as_of": [dt.datetime(2024, 1, 31, 8), dt.datetime(2024, 1, 31)],
+            "purpose": ["car", None],
+        }
+    ).write_parquet(path)
     assert read_samples(path, SCHEMA, True).frame.equals(from_csv.frame)
 
 
@@ -118,7 +126,7 @@ def test_duplicates_are_dropped_with_a_note_or_kept_for_scoring(tmp_path: Path) 
 
 
 def test_two_decisions_at_one_moment_are_no_duplicates(tmp_path: Path) -> None:
-    text = ("entity_id,as_of,label,amount,purpose\na,2024-01-01,0,5,car\na,2024-01-01,1,9,car\n")
+    text = "entity_id,as_of,label,amount,purpose\na,2024-01-01,0,5,car\na,2024-01-01,1,9,car\n"
     assert len(read(tmp_path, text, SCHEMA)) == 2
 
 
@@ -138,8 +146,9 @@ def test_few_bads_are_noted(tmp_path: Path) -> None:
 def test_labels_are_optional_for_scoring(tmp_path: Path) -> None:
     samples = read(tmp_path, "entity_id,as_of\na,2024-01-01\n", need_labels=False)
     assert samples.label is None
-    part = read(tmp_path, "entity_id,as_of,label\na,2024-01-01,1\nb,2024-01-01,\n",
-                need_labels=False)
+    part = read(
+        tmp_path, "entity_id,as_of,label\na,2024-01-01,1\nb,2024-01-01,\n", need_labels=False
+    )
     assert part.label is not None and part.label.to_list() == [1, None]
     with pytest.raises(SampleError, match="without a label"):
         _ = part.y

@@ -55,8 +55,10 @@ def frames(entities: int, seed: int = 0) -> tuple[dict[str, pl.DataFrame], pl.Da
     statement = pl.DataFrame(
         {
             "entity_id": [f"e{i:04d}" for i in owner],
-            "event_time": [START + dt.timedelta(days=int(30 * m + 5), hours=int(h))
-                           for m, h in zip(at, rng.integers(0, 24, len(at)), strict=True)],
+            "event_time": [
+                START + dt.timedelta(days=int(30 * m + 5), hours=int(h))
+                for m, h in zip(at, rng.integers(0, 24, len(at)), strict=True)
+            ],
             "status": status.astype(str),
             "bill": np.round(rng.gamma(2.0, 100.0, len(at)), 2),
         }
@@ -64,8 +66,10 @@ def frames(entities: int, seed: int = 0) -> tuple[dict[str, pl.DataFrame], pl.Da
     payment = pl.DataFrame(
         {
             "entity_id": [f"e{i:04d}" for i in payer],
-            "event_time": [START + dt.timedelta(minutes=int(m))
-                           for m in rng.integers(0, 365 * 1440, len(payer))],
+            "event_time": [
+                START + dt.timedelta(minutes=int(m))
+                for m in rng.integers(0, 365 * 1440, len(payer))
+            ],
             "amount": np.round(rng.gamma(1.5, 20.0, len(payer)), 2),
             "shop": rng.choice(["food", "fuel", "games"], len(payer)),
             "device": [f"d{i}" for i in rng.integers(0, 40, len(payer))],

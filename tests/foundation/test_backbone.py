@@ -19,8 +19,15 @@ from foundation.tokenizer import Tokenizer
 from tests.foundation.small_lender import small_lender
 
 SIZES = {
-    "width": 32, "layers": 2, "heads": 4, "hidden": 32, "fusion_hidden": 16, "slot_width": 16,
-    "hash_rows": 64, "name_rows": 32, "targets": ["late_31d", "quiet_31d"],
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "hidden": 32,
+    "fusion_hidden": 16,
+    "slot_width": 16,
+    "hash_rows": 64,
+    "name_rows": 32,
+    "targets": ["late_31d", "quiet_31d"],
 }
 
 
@@ -108,8 +115,9 @@ def test_bidirectional_sees_all_before_the_query_only(tokenizer: Tokenizer) -> N
     assert not torch.equal(a.events[:, 0], c.events[:, 0])
 
 
-def test_saved_and_restored_exactly(model: RiskBackbone, tokenizer: Tokenizer, tmp_path: Path
-                                    ) -> None:
+def test_saved_and_restored_exactly(
+    model: RiskBackbone, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     save_weights(model, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     again = RiskBackbone.from_pretrained(str(tmp_path)).bind(tokenizer).eval()
@@ -135,8 +143,15 @@ def test_another_schema_encodes_with_the_same_weights(
     from tests.foundation.small_lender import build_timeline, pl
 
     times = pl.Series([f"2020-01-0{d}" for d in (1, 2, 3)]).str.to_datetime(time_unit="us")
-    frame = pl.DataFrame({"entity_id": ["a", "a", "b"], "event_time": times, "known_at": times,
-                          "kind_of_deal": ["x", "y", "x"], "text": ["to rent", "", "food 12"]})
+    frame = pl.DataFrame(
+        {
+            "entity_id": ["a", "a", "b"],
+            "event_time": times,
+            "known_at": times,
+            "kind_of_deal": ["x", "y", "x"],
+            "text": ["to rent", "", "food 12"],
+        }
+    )
     other = Tokenizer.fit(schema, build_timeline(schema, {"deal": frame}))
     batch = inputs_of(model, 2, 3)
     with torch.no_grad():
@@ -159,7 +174,8 @@ def test_same_meaning_same_row_across_schemas(tokenizer: Tokenizer) -> None:
     fields = {"what": {"kind": "category", "role": "merchant_type"}}
     schema = schema_from_dict({"name": "o", "sources": {"buy": {"fields": fields}}})
     frame = frames(20)[0]["payment"].select(
-        "entity_id", "event_time", "known_at", pl.col("shop").alias("what"))
+        "entity_id", "event_time", "known_at", pl.col("shop").alias("what")
+    )
     other = Tokenizer.fit(schema, build_timeline(schema, {"buy": frame}))
 
     def row(found: Tokenizer) -> np.ndarray:

@@ -22,9 +22,7 @@ def some_events(count: int, rng: np.random.Generator) -> EncodedEvents:
     )
 
 
-def some_samples(
-    events: int, samples: int, rng: np.random.Generator
-) -> tuple[Cut, EncodedQueries]:
+def some_samples(events: int, samples: int, rng: np.random.Generator) -> tuple[Cut, EncodedQueries]:
     ends = np.sort(rng.integers(0, events + 1, (samples, 2)), axis=1)
     cut = Cut(np.zeros(samples, np.int64), ends[:, 0], ends[:, 1], np.arange(samples))
     queries = EncodedQueries(

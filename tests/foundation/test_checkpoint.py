@@ -54,8 +54,9 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
         load_backbone(copy)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "schema.json", "aggregates.json", "config.json",
-                                  "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "schema.json", "aggregates.json", "config.json", "model.safetensors"]
+)
 def test_damaged_or_missing_files_are_named(copy: Path, name: str) -> None:
     whole = (copy / name).read_bytes()
     (copy / name).write_bytes(whole[: len(whole) // 2])
@@ -82,11 +83,16 @@ def test_no_directory_or_unfinished(copy: Path) -> None:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**50), 2**50) | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**50), 2**50)
+    | st.text(max_size=5)
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3)
-    | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 

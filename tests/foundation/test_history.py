@@ -126,8 +126,12 @@ def slots_before(events: list[tuple], as_of: int) -> list[bytes]:
     timeline = build_timeline(SCHEMA, frames(events))
     made = cut(timeline, pl.Series(ENTITIES), np.full(len(ENTITIES), as_of))
     position, sample = flatten(made)
-    out = [sample.tobytes(), timeline.known_us[position].tobytes(),
-           timeline.event_us[position].tobytes(), timeline.source[position].tobytes()]
+    out = [
+        sample.tobytes(),
+        timeline.known_us[position].tobytes(),
+        timeline.event_us[position].tobytes(),
+        timeline.source[position].tobytes(),
+    ]
     for index in range(2):
         own = position[timeline.source[position] == index]
         rank = np.searchsorted(timeline.positions(index), own)

@@ -52,14 +52,20 @@ def lender(folder: Path, suffix: str = "csv") -> list[Path]:
     )
     customer = pl.DataFrame(
         {
-            "customer_id": ids, "gender": rng.choice(["f", "m"], 120), "credit_limit": [5000] * 60
-            + [9000] * 60, "email": [f"{i}@example.org" for i in ids],
+            "customer_id": ids,
+            "gender": rng.choice(["f", "m"], 120),
+            "credit_limit": [5000] * 60 + [9000] * 60,
+            "email": [f"{i}@example.org" for i in ids],
         }
     )
     samples = pl.DataFrame({"customer_id": ids, "as_of": [START] * 120, "label": [0, 1] * 60})
     paths = []
-    for name, frame in {"statement": statement, "payment": payment, "customer": customer,
-                        "samples": samples}.items():
+    for name, frame in {
+        "statement": statement,
+        "payment": payment,
+        "customer": customer,
+        "samples": samples,
+    }.items():
         path = folder / f"{name}.{suffix}"
         frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
         paths.append(path)
@@ -75,14 +81,22 @@ def test_draft_of_a_lender_imports_without_editing(tmp_path: Path, suffix: str) 
     schema, notes = infer_schema(lender(tmp_path, suffix), name="lender")
     assert schema.entity == "customer_id"
     assert {n: s.event_time for n, s in schema.sources.items()} == {
-        "statement": "statement_date", "payment": "paid_at",
+        "statement": "statement_date",
+        "payment": "paid_at",
     }
     assert kinds(schema, "statement") == {
-        "due_date": "timestamp", "dpd_status": "category", "bill_amt": "money", "pay_amt": "money",
+        "due_date": "timestamp",
+        "dpd_status": "category",
+        "bill_amt": "money",
+        "pay_amt": "money",
     }
     assert kinds(schema, "payment") == {
-        "due_date": "timestamp", "result": "category", "device_id": "identifier",
-        "is_online": "boolean", "shop_id": "category", "memo": "text",
+        "due_date": "timestamp",
+        "result": "category",
+        "device_id": "identifier",
+        "is_online": "boolean",
+        "shop_id": "category",
+        "memo": "text",
     }
     assert schema.profile is not None and not schema.profile.valid_time
     profile = schema.profile.fields
@@ -94,8 +108,12 @@ def test_draft_of_a_lender_imports_without_editing(tmp_path: Path, suffix: str) 
     assert "column 'transaction_id' left out: it differs in every row" in text
     assert "column 'constant' left out: it is constant" in text
     outcomes = set(schema.outcomes)
-    assert {"statement_dpd_status_1_or_more", "payment_due_date_missed", "payment_result_declined",
-            "payment_result_returned"} <= outcomes
+    assert {
+        "statement_dpd_status_1_or_more",
+        "payment_due_date_missed",
+        "payment_result_declined",
+        "payment_result_returned",
+    } <= outcomes
     assert "statement_pay_amt_below_bill_amt" in outcomes
     assert sum(len(o.horizons) for o in schema.parsed_outcomes()) <= MAX_TARGETS
     assert ("statement.bill_amt", "profile.credit_limit") in schema.ratios
@@ -107,7 +125,9 @@ def test_draft_of_a_lender_imports_without_editing(tmp_path: Path, suffix: str) 
     assert fingerprint(load_schema(draft)) == fingerprint(schema)
     summary = import_events(draft, folder / "store")
     assert {t.name: t.stored for t in summary.tables} == {
-        "statement": 2880, "payment": 6000, "profile": 120,
+        "statement": 2880,
+        "payment": 6000,
+        "profile": 120,
     }
 
 

@@ -17,8 +17,16 @@ from foundation.tokenizer import Tokenizer
 from foundation.windows import WindowSampler, activity_counts, build_pool, draw_cuts
 from tests.foundation.small_lender import UNTIL_US, small_lender
 
-TINY = SizeConfig(width=32, layers=2, heads=4, hidden=32, fusion_hidden=16, slot_width=16,
-                  hash_rows=64, name_rows=32)
+TINY = SizeConfig(
+    width=32,
+    layers=2,
+    heads=4,
+    hidden=32,
+    fusion_hidden=16,
+    slot_width=16,
+    hash_rows=64,
+    name_rows=32,
+)
 OFF = {"next_event": 0.0, "forecast": 0.0, "activity": 0.0, "masked_event": 0.0, "coles": 0.0}
 
 
@@ -29,14 +37,25 @@ def timeline() -> Timeline:
 
 def config_of(name: str) -> PretrainConfig:
     objectives = ObjectiveConfig(**(OFF | {name: 1.0}))
-    return PretrainConfig(model=TINY, objectives=objectives, steps=1, batch_events=200,
-                          max_events=16, validation_share=0.0)
+    return PretrainConfig(
+        model=TINY,
+        objectives=objectives,
+        steps=1,
+        batch_events=200,
+        max_events=16,
+        validation_share=0.0,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("next_event", 0.6), ("forecast", 0.3), ("activity", 0.3), ("masked_event", 0.85),
-     ("coles", 0.5)],
+    [
+        ("next_event", 0.6),
+        ("forecast", 0.3),
+        ("activity", 0.3),
+        ("masked_event", 0.85),
+        ("coles", 0.5),
+    ],
 )
 def test_overfits_a_tiny_set(name: str, share: float) -> None:
     """From its first value the loss falls to `share` of it on one repeated batch."""
@@ -119,7 +138,7 @@ def test_windows_hold_their_queries(
     before = timeline.known_us[pool.position - 1]
     assert (before < cut_us).all()
     after = np.minimum(pool.position, len(timeline) - 1)
-    same = (pool.position < timeline.offsets[entity + 1])
+    same = pool.position < timeline.offsets[entity + 1]
     assert (timeline.known_us[after][same] >= cut_us[same]).all()
     everyone = np.arange(len(timeline.entity_ids))
     sampler = WindowSampler(timeline, pool, everyone, 9, max_events, queries, seed)

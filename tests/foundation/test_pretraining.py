@@ -26,11 +26,27 @@ from tests.foundation.small_lender import SCHEMA, frames
 
 UNTIL = dt.datetime(2020, 11, 1)
 CONFIG = PretrainConfig(
-    model=SizeConfig(width=16, layers=1, heads=2, hidden=16, fusion_hidden=16, slot_width=8,
-                     hash_rows=32, name_rows=16),
+    model=SizeConfig(
+        width=16,
+        layers=1,
+        heads=2,
+        hidden=16,
+        fusion_hidden=16,
+        slot_width=8,
+        hash_rows=32,
+        name_rows=16,
+    ),
     objectives=ObjectiveConfig(masked_event=0.1, coles=0.1),
-    steps=8, batch_events=120, max_events=12, queries=2, cuts=6, validate_every=4,
-    checkpoint_every=3, validation_share=0.2, boosted=False, threads=1,
+    steps=8,
+    batch_events=120,
+    max_events=12,
+    queries=2,
+    cuts=6,
+    validate_every=4,
+    checkpoint_every=3,
+    validation_share=0.2,
+    boosted=False,
+    threads=1,
 )
 
 
@@ -101,7 +117,8 @@ def test_killed_and_resumed_ends_at_the_same_weights(
 def test_what_came_later_changes_no_byte(store: Path, tmp_path: Path) -> None:
     other = write_store(tmp_path / "b", late_change=True)
     config = msgspec.structs.replace(
-        CONFIG, boosted=True, boost=BoostSettings(rounds=3, min_leaf=5, min_class=3, folds=2))
+        CONFIG, boosted=True, boost=BoostSettings(rounds=3, min_leaf=5, min_class=3, folds=2)
+    )
     a = pretrain(config, store, tmp_path / "one", UNTIL)
     b = pretrain(config, other, tmp_path / "two", UNTIL)
     unlike = {"run.json", "README.md", "metrics.csv"}
@@ -112,7 +129,8 @@ def test_what_came_later_changes_no_byte(store: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (b.path / path.relative_to(a.path)).read_bytes(), path.name
         compared.append(path.name)
     assert {"model.safetensors", "tokenizer.json", "aggregates.json", "forecasters.json"} <= {
-        *compared}
+        *compared
+    }
     assert a.facts["last_known_us"] < 1_604_188_800_000_000
 
 
@@ -129,8 +147,13 @@ def test_run_says_what_it_was_made_from(store: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     counts: list[tuple[int, int]] = []
     run = run_pretraining(
-        CONFIG, store, tmp_path / "bb", until="2020-11-01", exclude_entities=tmp_path / "out.csv",
-        progress=lambda done, total: counts.append((done, total)), say=lines.append,
+        CONFIG,
+        store,
+        tmp_path / "bb",
+        until="2020-11-01",
+        exclude_entities=tmp_path / "out.csv",
+        progress=lambda done, total: counts.append((done, total)),
+        say=lines.append,
     )
     facts = json.loads((run.path / "run.json").read_text())
     assert facts == json.loads(json.dumps(run.facts))
@@ -147,8 +170,10 @@ def test_run_says_what_it_was_made_from(store: Path, tmp_path: Path) -> None:
 
 
 def test_without_events_there_is_no_network(tmp_path: Path) -> None:
-    schema = {"name": "plain", "profile": {"path": "profile.parquet",
-                                           "fields": {"limit": {"kind": "money"}}}}
+    schema = {
+        "name": "plain",
+        "profile": {"path": "profile.parquet", "fields": {"limit": {"kind": "money"}}},
+    }
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(schema))
     frames(12)[1].drop("known_at").write_parquet(tmp_path / "profile.parquet")
     import_events(tmp_path / "schema.yaml", tmp_path / "store")

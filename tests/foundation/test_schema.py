@@ -77,10 +77,14 @@ def test_fingerprint_follows_meaning_only() -> None:
         (changed(time_zone="Asia/Shanghi"), r"unknown time zone 'Asia/Shanghi'"),
         (changed(windows_days=[0, 7]), r"windows_days must be at least 1"),
         (changed(sources={"pay": {"fields": {"a": {"kind": "nmber"}}}}), r"nmber"),
-        (changed(sources={"pay": {"fields": {"a": {"kind": "number", "role": "amout"}}}}),
-         r"unknown role 'amout', did you mean 'amount'"),
-        (changed(sources={"pay": {"fields": {"a": {"kind": "number", "rol": "amount"}}}}),
-         r"unknown key 'rol' in 'sources.pay.fields.a', did you mean 'role'"),
+        (
+            changed(sources={"pay": {"fields": {"a": {"kind": "number", "role": "amout"}}}}),
+            r"unknown role 'amout', did you mean 'amount'",
+        ),
+        (
+            changed(sources={"pay": {"fields": {"a": {"kind": "number", "rol": "amount"}}}}),
+            r"unknown key 'rol' in 'sources.pay.fields.a', did you mean 'role'",
+        ),
         (changed(sources={"pay": {"fields": {"known_at": {"kind": "timestamp"}}}}), r"reserved"),
         (changed(sources={"pay": {"delay": "2 days"}}), r"'2 days' is no duration"),
         (changed(sources={"my pay": {}}), r"'my pay' must be letters"),
@@ -122,16 +126,24 @@ def test_strict_struct_refuses_unknown_key_and_wrong_type(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("s.f in ('a', \"b c\") within 7d, 30d",
-         {"kind": "value", "values": ("a", "b c"), "horizons": (7, 30)}),
+        (
+            "s.f in ('a', \"b c\") within 7d, 30d",
+            {"kind": "value", "values": ("a", "b c"), "horizons": (7, 30)},
+        ),
         ("s.f = yes within 7d", {"kind": "value", "values": ("yes",)}),
         ("s.f >= 2.5 WITHIN 7d", {"kind": "compare", "op": ">=", "bound": 2.5}),
-        ("s.event_time > due + 3d within 60d",
-         {"kind": "late", "date_field": "due", "slack_days": 3}),
-        ("sum(s.f) <= 0.5 * last within 56d",
-         {"kind": "sum", "versus": "window", "bound": 0.5, "op": "<="}),
-        ("sum(s.f) < 0.02 * last(s.g) within 31d",
-         {"kind": "sum", "versus": "last", "versus_field": "s.g"}),
+        (
+            "s.event_time > due + 3d within 60d",
+            {"kind": "late", "date_field": "due", "slack_days": 3},
+        ),
+        (
+            "sum(s.f) <= 0.5 * last within 56d",
+            {"kind": "sum", "versus": "window", "bound": 0.5, "op": "<="},
+        ),
+        (
+            "sum(s.f) < 0.02 * last(s.g) within 31d",
+            {"kind": "sum", "versus": "last", "versus_field": "s.g"},
+        ),
         ("count(s) = 0 within 7d", {"kind": "count", "bound": 0.0, "versus": ""}),
         ("silence within 28d", {"kind": "silence", "source": ""}),
         ("silence(s) within 28d, 7d, 7d", {"kind": "silence", "source": "s", "horizons": (7, 28)}),
@@ -146,10 +158,21 @@ def test_outcome_grammar(text: str, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "within 7d", "s.f in () within 7d", "s.f in ('a') within", "s.f in ('a') within 0d",
-        "s.f in ('a') within 7", "s.f in ('a' within 7d", "sum(s) > 1 within 7d", "s within 7d",
-        "s.f ~ 3 within 7d", "s.event_time < due within 7d", "silence within 7d extra", "s.f =",
-        "count(s.f) > 1 within 7d", "s.f > within 7d",
+        "",
+        "within 7d",
+        "s.f in () within 7d",
+        "s.f in ('a') within",
+        "s.f in ('a') within 0d",
+        "s.f in ('a') within 7",
+        "s.f in ('a' within 7d",
+        "sum(s) > 1 within 7d",
+        "s within 7d",
+        "s.f ~ 3 within 7d",
+        "s.event_time < due within 7d",
+        "silence within 7d extra",
+        "s.f =",
+        "count(s.f) > 1 within 7d",
+        "s.f > within 7d",
     ],
 )
 def test_unreadable_outcome_is_quoted(text: str) -> None:

@@ -49,9 +49,13 @@ def frame(days: list[int], devices: list[str | None], **more: list) -> pl.DataFr
 def test_slot_names_and_kinds() -> None:
     slots = {s.name: s.kind for s in source_slots(SCHEMA, "pay")}
     assert slots == {
-        "amount": "number", "due.days": "number", "device.times_seen": "number",
-        "device.days_since_seen": "number", "device.shared_with": "number",
-        "online": "category", "memo": "text",
+        "amount": "number",
+        "due.days": "number",
+        "device.times_seen": "number",
+        "device.days_since_seen": "number",
+        "device.shared_with": "number",
+        "online": "category",
+        "memo": "text",
     }
     assert [s.key for s in profile_slots(SCHEMA)] == ["profile.born.days"]
     assert [s.key for s in context_slots(SCHEMA)] == ["context.term"]
@@ -63,8 +67,9 @@ def test_identifier_becomes_behaviour_and_its_value_is_gone() -> None:
     assert values["device.times_seen"].to_list() == [0, 0, 1, None]
     assert values["device.days_since_seen"].to_list() == [None, None, 4.0, None]
     assert values["device.shared_with"].to_list() == [0, 0, 0, 0]
-    assert not any(column.dtype == pl.String and column.is_in(["x", "y"]).any()
-                   for column in values.values())
+    assert not any(
+        column.dtype == pl.String and column.is_in(["x", "y"]).any() for column in values.values()
+    )
 
 
 def test_identifier_of_another_entity_does_not_count() -> None:

@@ -68,7 +68,8 @@ def contents(folder: Path) -> dict[str, list]:
     opened = EventStore.open(folder / "store")
     frames = opened.frames()
     return {name: frame.rows() for name, frame in frames.items()} | {
-        "profile": opened.profile().rows(), "version": [opened.version]
+        "profile": opened.profile().rows(),
+        "version": [opened.version],
     }
 
 
@@ -78,11 +79,15 @@ def test_import_and_read(lender: Path) -> None:
     opened = EventStore.open(lender / "store")
     frames = opened.frames()
     assert frames["pay"].select("entity_id", "amount").rows() == [
-        ("a", 1.0), ("a", 2.0), ("b", 4.0), ("b", 3.0),
+        ("a", 1.0),
+        ("a", 2.0),
+        ("b", 4.0),
+        ("b", 3.0),
     ]
     assert frames["pay"].schema["known_at"] == pl.Datetime("us")
     assert frames["call"]["known_at"].to_list() == [
-        dt.datetime(2024, 1, 5), dt.datetime(2024, 1, 2)
+        dt.datetime(2024, 1, 5),
+        dt.datetime(2024, 1, 2),
     ]
     assert opened.profile().rows() == [("a", None, 30.0), ("b", None, 40.0)]
     assert opened.entity_ids().to_list() == ["a", "b", "c"]
@@ -141,7 +146,11 @@ def test_filters(lender: Path) -> None:
 
 
 FAILURES = [
-    ("append", 2), ("after_append", 1), ("after_append", 4), ("write_deltalake", 1), ("commit", 1),
+    ("append", 2),
+    ("after_append", 1),
+    ("after_append", 4),
+    ("write_deltalake", 1),
+    ("commit", 1),
 ]
 
 
@@ -268,8 +277,9 @@ def test_sharing_is_stamped_over_all_stored_events(lender: Path) -> None:
     run(lender)
     frame = EventStore.open(lender / "store").frames()["pay"]
     assert frame["device__shared_with"].to_list() == [0, 0, None, 1]
-    (lender / "more.csv").write_text("entity_id,event_time,amount,device\nc,2024-01-03,7,d1\n"
-                                     "c,2024-02-03,7,d1\n")
+    (lender / "more.csv").write_text(
+        "entity_id,event_time,amount,device\nc,2024-01-03,7,d1\nc,2024-02-03,7,d1\n"
+    )
     run(lender, files={"pay": lender / "more.csv"})
     frame = EventStore.open(lender / "store").frames(entities=["c"])["pay"]
     assert frame["device__shared_with"].to_list() == [1, 2]
@@ -282,9 +292,11 @@ ROW = st.tuples(st.sampled_from("xyz"), st.sampled_from("abc"), st.integers(0, 5
 def test_sharing_equals_oracle(old: list[tuple], new: list[tuple]) -> None:
     def frame(rows: list[tuple]) -> pl.DataFrame:
         return pl.DataFrame(
-            {"value": pl.Series([None if r[0] == "z" else r[0] for r in rows], dtype=pl.String),
-             "entity_id": pl.Series([r[1] for r in rows], dtype=pl.String),
-             "known_at": pl.Series([r[2] for r in rows], dtype=pl.Int64).cast(pl.Datetime("us"))}
+            {
+                "value": pl.Series([None if r[0] == "z" else r[0] for r in rows], dtype=pl.String),
+                "entity_id": pl.Series([r[1] for r in rows], dtype=pl.String),
+                "known_at": pl.Series([r[2] for r in rows], dtype=pl.Int64).cast(pl.Datetime("us")),
+            }
         )
 
     expected = [

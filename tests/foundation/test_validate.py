@@ -28,8 +28,11 @@ FIELDS = {
 
 def schema(zone: str = "UTC", **source: Any) -> Schema:
     return schema_from_dict(
-        {"time_zone": zone, "sources": {"pay": {"fields": FIELDS, **source}},
-         "profile": {"fields": {"age": {"kind": "number"}}}}
+        {
+            "time_zone": zone,
+            "sources": {"pay": {"fields": FIELDS, **source}},
+            "profile": {"fields": {"age": {"kind": "number"}}},
+        }
     )
 
 
@@ -46,9 +49,10 @@ HEAD = "entity_id,event_time,amount,status,paid,due\n"
 
 
 def test_good_rows_and_their_types(tmp_path: Path) -> None:
-    path = write(tmp_path / "pay.csv", HEAD
-                 + "007,2024-01-01 10:00,1.5,late,yes,2024-01-05\n"
-                 + ' 8 ,2024-01-02,, ,0,\n')
+    path = write(
+        tmp_path / "pay.csv",
+        HEAD + "007,2024-01-01 10:00,1.5,late,yes,2024-01-05\n" + " 8 ,2024-01-02,, ,0,\n",
+    )
     done = check(path)
     assert done.good["entity_id"].to_list() == ["007", "8"]
     assert done.good["amount"].to_list() == [1.5, None]
@@ -90,8 +94,14 @@ def test_null_ids_and_times_in_parquet(tmp_path: Path) -> None:
     when = dt.datetime(2024, 1, 1)
     path = tmp_path / "pay.parquet"
     pl.DataFrame(
-        {"entity_id": ["a", None, "c"], "event_time": [when, when, None], "amount": [1, 2, 3],
-         "status": ["x"] * 3, "paid": [True] * 3, "due": [when] * 3}
+        {
+            "entity_id": ["a", None, "c"],
+            "event_time": [when, when, None],
+            "amount": [1, 2, 3],
+            "status": ["x"] * 3,
+            "paid": [True] * 3,
+            "due": [when] * 3,
+        }
     ).write_parquet(path)
     done = check(path)
     assert done.good["entity_id"].to_list() == ["a"]
@@ -99,9 +109,12 @@ def test_null_ids_and_times_in_parquet(tmp_path: Path) -> None:
 
 
 def test_known_at_before_event_time_is_set_aside(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.csv", "entity_id,event_time,seen,amount,status,paid,due\n"
-                 "a,2024-01-02,2024-01-01,1,a,,\nb,2024-01-02,2024-01-03,1,a,,\n"
-                 "c,2024-01-02,,1,a,,\n")
+    path = write(
+        tmp_path / "p.csv",
+        "entity_id,event_time,seen,amount,status,paid,due\n"
+        "a,2024-01-02,2024-01-01,1,a,,\nb,2024-01-02,2024-01-03,1,a,,\n"
+        "c,2024-01-02,,1,a,,\n",
+    )
     done = check(path, schema(known_at="seen"))
     assert done.good["known_at"].to_list() == [dt.datetime(2024, 1, 3)]
     assert done.bad["reason"].to_list() == ["'seen' is before 'event_time'", "'seen' is missing"]
@@ -113,8 +126,11 @@ def test_delay_is_added(tmp_path: Path) -> None:
 
 
 def test_undeclared_columns_are_ignored_and_named_but_tell_equal_rows_apart(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.csv", "transaction," + HEAD + "1,a,2024-01-02,1,a,,\n"
-                 "2,a,2024-01-02,1,a,,\n2,a,2024-01-02,1,a,,\n")
+    path = write(
+        tmp_path / "p.csv",
+        "transaction," + HEAD + "1,a,2024-01-02,1,a,,\n"
+        "2,a,2024-01-02,1,a,,\n2,a,2024-01-02,1,a,,\n",
+    )
     done = check(path)
     assert done.ignored == ("transaction",)
     assert "transaction" not in done.good.columns
@@ -146,8 +162,14 @@ def test_mixed_zones_are_refused_with_file_row_and_column(tmp_path: Path) -> Non
 def test_whole_numbers_that_pandas_made_floats_stay_codes(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pl.DataFrame(
-        {"entity_id": [1.0, 2.0], "event_time": [dt.date(2024, 1, 1)] * 2, "amount": ["1", "2"],
-         "status": [3.0, None], "paid": [1, 0], "due": [None, None]}
+        {
+            "entity_id": [1.0, 2.0],
+            "event_time": [dt.date(2024, 1, 1)] * 2,
+            "amount": ["1", "2"],
+            "status": [3.0, None],
+            "paid": [1, 0],
+            "due": [None, None],
+        }
     ).write_parquet(path)
     done = check(path)
     assert done.good["entity_id"].to_list() == ["1", "2"]
@@ -223,8 +245,12 @@ def test_times_are_utc() -> None:
     at = dt.datetime(2024, 1, 1, 2)
     texts = ["2024-01-01 10:00", "2024/01/01 10:00:00", "2024-01-01T10:00:00.000"]
     assert times(texts, "Asia/Shanghai") == [at] * 3
-    assert times(["2024-01-01T10:00+08:00", "2024-01-01 02:00:00Z", "2024-01-01 04:00 +02"],
-                 "Asia/Tokyo") == [at] * 3
+    assert (
+        times(
+            ["2024-01-01T10:00+08:00", "2024-01-01 02:00:00Z", "2024-01-01 04:00 +02"], "Asia/Tokyo"
+        )
+        == [at] * 3
+    )
     aware = pl.Series("t", [at]).dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
     assert parse_times(aware, "Asia/Shanghai", "f").to_list() == [at]
     assert times([dt.date(2024, 1, 1)], "Asia/Shanghai") == [dt.datetime(2023, 12, 31, 16)]
@@ -249,8 +275,9 @@ def test_unreadable_times() -> None:
         times([20240101])
 
 
-@given(st.datetimes(dt.datetime(1970, 1, 2), dt.datetime(2100, 1, 1)),
-       st.integers(-14 * 60, 14 * 60))
+@given(
+    st.datetimes(dt.datetime(1970, 1, 2), dt.datetime(2100, 1, 1)), st.integers(-14 * 60, 14 * 60)
+)
 def test_offset_is_taken_off(moment: dt.datetime, minutes: int) -> None:
     zone = dt.timezone(dt.timedelta(minutes=minutes))
     assert times([moment.replace(tzinfo=zone).isoformat()]) == [moment - zone.utcoffset(None)]
@@ -258,5 +285,9 @@ def test_offset_is_taken_off(moment: dt.datetime, minutes: int) -> None:
 
 def test_numbers() -> None:
     assert parse_numbers(pl.Series(["1", " 2.5e1 ", "x", "inf", None])).to_list() == [
-        1.0, 25.0, None, None, None,
+        1.0,
+        25.0,
+        None,
+        None,
+        None,
     ]
