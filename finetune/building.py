@@ -37,7 +37,7 @@ def make_builder(
     """
     tokenizer, spec = backbone.tokenizer, backbone.spec
     if backbone.schema.context and samples is not None:
-        spec = spec.extend(backbone.schema, samples.frame.select(list(backbone.schema.context)))
+        spec = spec.extend(None, samples.frame.select(list(backbone.schema.context)))
     history = None
     network_targets: tuple[str, ...] = ()
     if backbone.model is not None:

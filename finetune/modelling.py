@@ -80,7 +80,7 @@ def check_names(settings: AdaptSettings) -> None:
             )
 
 
-def _recipes(settings: AdaptSettings, backbone: Backbone) -> list[Recipe]:
+def ladder_recipes(settings: AdaptSettings, backbone: Backbone) -> list[Recipe]:
     """The recipes to compare, in ladder order."""
     every: list[Recipe] = standard_recipes()
     if backbone.model is not None:
@@ -111,7 +111,7 @@ def make_model(
             y,
             weight,
             groups,
-            _recipes(settings, backbone),
+            ladder_recipes(settings, backbone),
             seed=settings.seed,
             repeats=settings.repeats,
             folds=settings.folds,

@@ -101,7 +101,7 @@ def top_reasons(
     out = []
     for g in order:
         members = [i for i, c in enumerate(columns) if c.group == groups[g] and c.name in used]
-        shown = max(members, key=lambda i: _distance(row[i], reference[i]))
+        shown = max(members, key=lambda i: _distance(float(row[i]), float(reference[i])))
         title = columns[shown].title if columns[shown].block != "embedding" else "behaviour pattern"
         out.append(
             Reason(groups[g], title, show_value(columns[shown], row[shown]), float(effects[g]))

@@ -38,17 +38,18 @@ from foundation.history import (
     latest_profile,
 )
 from foundation.layouts import frequent, source_layout
-from foundation.panels import (
-    Panel,
-    RangeStatistics,
-    SourceLayout,
-    as_float,
-    build_panel,
-    level_codes,
-)
+from foundation.panels import Panel, SourceLayout, build_panel, level_codes
 from foundation.schema import Schema, fingerprint
-from foundation.segments import chunks, divide
-from foundation.slots import context_slots, profile_slots, row_values, source_values
+from foundation.segments import chunks
+from foundation.slots import (
+    SlotColumn,
+    context_slots,
+    profile_slots,
+    row_columns,
+    row_values,
+    source_values,
+)
+from foundation.statistics import Plan, Rows, fill_events
 
 CHUNK_ROWS = 200_000
 TINY, HUGE = np.float32(1e-30), np.float32(3e38)
@@ -162,6 +163,7 @@ class AggregateSpec(strict.Strict, dict=True):
         entity_ids: pl.Series,
         context: pl.DataFrame | None = None,
         panels: tuple[Panel, ...] | None = None,
+        only: frozenset[str] | None = None,
     ) -> np.ndarray:
         """The aggregates of S samples.
 
@@ -170,6 +172,7 @@ class AggregateSpec(strict.Strict, dict=True):
             entity_ids: [S] strings, for the profile.
             context: [S] rows in sample order, or None.
             panels: from `panels`, when one timeline is asked several times.
+            only: names of the columns that will be read; the others stay NaN and cost nothing.
         Returns:
             [S, F] float32, NaN missing; -1 a category value unseen at fit. Magnitudes under 1e-30
             become zero, because LightGBM and ONNX Runtime disagree about them.
@@ -180,20 +183,17 @@ class AggregateSpec(strict.Strict, dict=True):
             raise DataError(f"context has {len(context)} rows for {len(cut_)} samples")
         out = np.full((len(cut_), len(self.columns)), np.nan, dtype=np.float32)
         rows = self._rows(timeline.schema, profile, entity_ids, cut_.as_of_us, context)
-        for j, column in enumerate(self.columns):
-            if column.block != "aggregate" and column.kind == "number":
-                out[:, j] = rows.column(column)
-        coded = [j for j, c in enumerate(self.columns) if rows.has(c)]
-        columns = [self.columns[j] for j in coded]
-        codes, _ = level_codes(
-            [rows.values[c.block, c.slot] for c in columns], [c.levels for c in columns]
-        )
+        plan = self._plan(only)
+        for j, column in plan.numbers:
+            out[:, j] = rows.column(column)
+        coded = [(j, c) for j, c in plan.codes if (c.block, c.slot) in rows.values]
         if coded:
-            out[:, coded] = np.where(codes == -2, np.nan, codes).T
+            codes, _ = level_codes([rows.words(c) for _, c in coded], [c.levels for _, c in coded])
+            out[:, [j for j, _ in coded]] = np.where(codes == -2, np.nan, codes).T
         panels = self.panels(timeline) if panels is None else panels
         with np.errstate(over="ignore", invalid="ignore"):
             for part in chunks(cut_.stop - cut_.start, CHUNK_ROWS):
-                self._events(panels, cut_.part(part), rows.part(part), out[part])
+                fill_events(plan, panels, cut_.part(part), rows.part(part), out[part])
         out[np.abs(out) < TINY] = 0.0
         return np.clip(out, -HUGE, HUGE, out=out)
 
@@ -204,134 +204,38 @@ class AggregateSpec(strict.Strict, dict=True):
         entity_ids: pl.Series,
         as_of_us: np.ndarray,
         context: pl.DataFrame | None,
-    ) -> _Rows:
+    ) -> Rows:
         """Slot values of the latest known profile row and the context row of each sample."""
-        values: dict[tuple[str, str], pl.Series] = {}
+        values: dict[tuple[str, str], SlotColumn] = {}
         if schema.profile_fields and profile is not None and len(profile.frame):
             at = latest_profile(profile, entity_ids, as_of_us)
-            frame = profile.frame[np.maximum(at, 0)]
-            found = row_values(schema.profile_fields, frame, as_of_us)
+            whole = len(at) == len(profile.frame) == 1  # gathering costs more than all the rest
+            frame = profile.frame if whole else profile.frame[np.maximum(at, 0)]
+            found = row_columns(schema.profile_fields, frame, as_of_us)
             if len(at) and at.min() < 0:
-                missing = pl.Series(at < 0)
-                found = {k: v.set(missing, None) for k, v in found.items()}
+                found = {k: _blank(v, at < 0) for k, v in found.items()}
             values |= {("profile", k): v for k, v in found.items()}
         if schema.context and context is not None:
-            found = row_values(schema.context, context, as_of_us)
+            found = row_columns(schema.context, context, as_of_us)
             values |= {("context", k): v for k, v in found.items()}
-        return _Rows(values, len(as_of_us))
+        return Rows(values, len(as_of_us))
 
     @cached_property
-    def _plan(self) -> list[tuple[int, str, str, list[int], list[int]]]:
-        """Plain event columns by (layout, statistic, window): their places and panel rows."""
-        plan: dict[tuple[int, str, str], tuple[list[int], list[int]]] = {}
-        for j, c in enumerate(self.columns):
-            if c.block == "aggregate" and not c.over:
-                places, rows = plan.setdefault((c.layout, c.stat, c.window), ([], []))
-                places.append(j)
-                rows.append(c.row)
-        return [(*key, places, rows) for key, (places, rows) in plan.items()]
+    def _plans(self) -> dict[frozenset[str] | None, Plan]:
+        return {}
 
-    @cached_property
-    def _ratios(self) -> list[tuple[int, AggregateColumn]]:
-        """Event columns that continue as a ratio, with their places."""
-        found = enumerate(self.columns)
-        return [(j, c) for j, c in found if c.block == "aggregate" and c.over]
-
-    def _events(self, panels: tuple[Panel, ...], cut_: Cut, rows: _Rows, out: np.ndarray) -> None:
-        """Fill the event columns of one chunk of samples."""
-        ranges = [
-            RangeStatistics(p, *p.ranges(cut_.start, cut_.stop), cut_.as_of_us) for p in panels
-        ]
-        for layout, stat, window, places, picked in self._plan:
-            out[:, places] = statistic(ranges[layout], stat, window)[picked].T
-        for j, c in self._ratios:
-            value = statistic(ranges[c.layout], c.stat, c.window)[c.row]
-            if c.over == "same":
-                below = statistic(ranges[c.over_layout], c.stat, c.window)[c.over_row]
-                out[:, j] = divide(value, below)
-            elif c.over.startswith("under "):
-                out[:, j] = divide(rows.number(c.over.removeprefix("under "), c.slot), value)
-            else:
-                out[:, j] = divide(value, rows.number(c.over, c.slot))
+    def _plan(self, only: frozenset[str] | None) -> Plan:
+        if only not in self._plans:
+            wanted = [(j, c) for j, c in enumerate(self.columns) if only is None or c.name in only]
+            self._plans[only] = Plan.of(wanted)
+        return self._plans[only]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Profile and context slot values of S samples."""
-
-    values: dict[tuple[str, str], pl.Series]
-    size: int
-
-    def part(self, rows: slice) -> _Rows:
-        size = rows.stop - rows.start
-        return _Rows({k: v[rows] for k, v in self.values.items()}, size)
-
-    def number(self, owner: str, slot: str) -> np.ndarray:
-        """[S] float64, NaN where missing."""
-        column = self.values.get((owner, slot))
-        return np.full(self.size, np.nan) if column is None else as_float(column)
-
-    def column(self, column: AggregateColumn) -> np.ndarray:
-        """[S] float64 of a profile or context number."""
-        if column.over == "row":
-            a = self.number(column.block, column.slot)
-            return divide(a, self.number(column.block, column.stat))
-        return self.number(column.block, column.slot)
-
-    def has(self, column: AggregateColumn) -> bool:
-        """Whether it is a profile or context category with values."""
-        return (
-            column.block != "aggregate"
-            and column.kind == "code"
-            and (column.block, column.slot) in self.values
-        )
-
-
-def statistic(ranges: RangeStatistics, stat: str, window: str) -> np.ndarray:
-    """[K, S] of one statistic for all rows of a panel that it applies to."""
-    r = ranges
-    match stat:
-        case "count":
-            return r.count(window)
-        case "count_share":
-            return divide(r.count(window), r.count("all"))
-        case "count_change":
-            now = r.count(window)
-            return divide(now, now + r.count(f"{window} before"))
-        case "since_event" | "since_first" | "since_hit" | "longest_hit" | "longest" | "distinct":
-            return getattr(r, stat)()
-        case "last":
-            return r.lag(0)
-        case "lag1":
-            return r.lag(1)
-        case "lag2":
-            return r.lag(2)
-        case "step":
-            return r.lag(0) - r.lag(1)
-        case "above_mean":
-            return r.lag(0) - r.mean("all")
-        case "half_trend":
-            older = divide(r.sum("all") - r.sum(window), r.present("all") - r.present(window))
-            return r.mean(window) - older
-        case "mean" | "min" | "max" | "std":
-            return getattr(r, stat)(window)
-        case "sum":
-            return np.where(r.present("all") > 0, r.sum(window), np.nan)
-        case "mean_change":
-            return r.mean(window) - r.mean("all")
-        case "sum_change":
-            now = r.sum(window)
-            return divide(now, np.abs(now) + np.abs(r.sum(f"{window} before")))
-        case "share":
-            return divide(r.hits(window), r.count(window))
-        case "hits":
-            return r.hits(window)
-        case "streak":
-            return r.lag(0, r.panel.streaks)
-        case "code":
-            codes = r.lag(0, r.panel.codes)
-            return np.where(codes == -2, np.nan, codes)
-    raise ArtifactError(f"aggregates: unknown statistic '{stat}'")
+def _blank(column: SlotColumn, where: np.ndarray) -> SlotColumn:
+    """The column without the values at a boolean [S]."""
+    if isinstance(column, pl.Series):
+        return column.set(pl.Series(where), None)
+    return np.where(where, np.nan, column)
 
 
 def known_part(

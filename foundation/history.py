@@ -9,8 +9,9 @@ Shapes: N events, E entities, S samples. Times are int64 microseconds since the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,8 @@ from foundation.schema import Schema
 
 ALWAYS_KNOWN = np.iinfo(np.int64).min
 DAY_US = 86_400_000_000
+# Up to this many rows lists and dictionaries beat the fixed cost of a query; same results.
+SMALL = 2048
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,16 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
         frame = frames.get(name)
         tables.append(empty_source(schema, name) if frame is None else frame)
     ids, codes = entity_codes(*(frame["entity_id"] for frame in tables))
+    if 0 < sum(map(len, tables)) <= SMALL:
+        entity, known, event, source, row = _merged_small(tables, codes)
+    else:
+        entity, known, event, source, row = _merged(tables, codes)
+    offsets = np.searchsorted(entity, np.arange(len(ids) + 1)).astype(np.int64)
+    return Timeline(schema, ids, offsets, known, event, source, row, tuple(tables))
+
+
+def _merged(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Entity, known, event, source and row of all events in timeline order."""
     parts = [
         pl.DataFrame(
             {
@@ -104,18 +117,23 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
     ]
     merged = pl.concat(parts) if parts else _no_events()
     merged = merged.sort("entity", "known", "event", "source", "row")
-    entity = merged["entity"].to_numpy()
-    offsets = np.searchsorted(entity, np.arange(len(ids) + 1)).astype(np.int64)
-    return Timeline(
-        schema=schema,
-        entity_ids=ids,
-        offsets=offsets,
-        known_us=merged["known"].to_numpy(),
-        event_us=merged["event"].to_numpy(),
-        source=merged["source"].to_numpy(),
-        row=merged["row"].to_numpy(),
-        frames=tuple(tables),
+    names = ("entity", "known", "event", "source", "row")
+    return tuple(merged[name].to_numpy() for name in names)
+
+
+def _merged_small(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """`_merged` for few events."""
+    counts = [len(frame) for frame in tables]
+    known, event = (
+        np.concatenate([frame[name].cast(pl.Int64).to_numpy() for frame in tables])
+        for name in ("known_at", "event_time")
     )
+    entity = np.concatenate(codes)
+    source = np.repeat(np.arange(len(tables), dtype=np.int16), counts)
+    row = np.concatenate([np.arange(count) for count in counts])
+    # The sort is stable and the parts stand in order of source and row.
+    order = np.lexsort((event, known, entity))
+    return tuple(column[order] for column in (entity, known, event, source, row))
 
 
 def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
@@ -129,6 +147,8 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
         ids: [E] strings, sorted, unique, over all columns.
         codes: per column [n] uint32 positions in `ids`.
     """
+    if sum(map(len, columns)) <= SMALL:
+        return _entity_codes_small(columns)
     runs, lengths = [], []
     for column in columns:
         text = column.cast(pl.String)
@@ -143,6 +163,18 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
         for run, length in zip(runs, lengths, strict=True)
     ]
     return ids, codes
+
+
+def _entity_codes_small(columns: Sequence[pl.Series]) -> tuple[pl.Series, list[np.ndarray]]:
+    texts = [_text(column).to_list() for column in columns]
+    ids = sorted(set().union(*texts))
+    place = {entity: code for code, entity in enumerate(ids)}
+    codes = [np.array([place[t] for t in text], dtype=np.uint32) for text in texts]
+    return pl.Series("entity_id", ids, dtype=pl.String), codes
+
+
+def _text(column: pl.Series) -> pl.Series:
+    return column if column.dtype == pl.String else column.cast(pl.String)
 
 
 def cut(timeline: Timeline, entity_ids: pl.Series, as_of_us: np.ndarray) -> Cut:
@@ -166,9 +198,12 @@ def cut(timeline: Timeline, entity_ids: pl.Series, as_of_us: np.ndarray) -> Cut:
 
 def entity_index(entity_ids: pl.Series, wanted: pl.Series) -> np.ndarray:
     """[S] int64 position of each wanted id among the sorted unique `entity_ids`, -1 if absent."""
-    wanted = wanted.cast(pl.String)
+    wanted = _text(wanted)
     if len(entity_ids) == 0:
         return np.full(len(wanted), -1, dtype=np.int64)
+    if len(entity_ids) + len(wanted) <= SMALL:
+        place = {entity: code for code, entity in enumerate(entity_ids.to_list())}
+        return np.array([place.get(w, -1) for w in wanted.to_list()], dtype=np.int64)
     found = wanted.cast(pl.Enum(entity_ids), strict=False).to_physical()
     return found.cast(pl.Int64).fill_null(-1).to_numpy()
 
@@ -180,6 +215,9 @@ def first_not_before(
 
     A binary search over all ranges at once; no loop per range.
     """
+    if len(start) == 1:
+        place = times[start[0] : end[0]].searchsorted(bound[0])
+        return start + place
     low, high = start.copy(), end.copy()
     while True:
         open_ = low < high
@@ -222,6 +260,8 @@ def build_profile(frame: pl.DataFrame) -> ProfileHistory:
     Args:
         frame: `entity_id`, `known_at` (Datetime us; null: known from the beginning), fields.
     """
+    if len(frame) <= SMALL:
+        return _build_profile_small(frame)
     frame = frame.with_columns(
         pl.col("entity_id").cast(pl.String),
         pl.col("known_at").to_physical().cast(pl.Int64).fill_null(ALWAYS_KNOWN).alias("_known"),
@@ -229,6 +269,19 @@ def build_profile(frame: pl.DataFrame) -> ProfileHistory:
     ids, (code,) = entity_codes(frame["entity_id"])
     offsets = np.searchsorted(code, np.arange(len(ids) + 1)).astype(np.int64)
     return ProfileHistory(ids, offsets, frame["_known"].to_numpy(), frame.drop("_known"))
+
+
+def _build_profile_small(frame: pl.DataFrame) -> ProfileHistory:
+    if frame["entity_id"].dtype != pl.String:
+        frame = frame.with_columns(pl.col("entity_id").cast(pl.String))
+    ids, (code,) = entity_codes(frame["entity_id"])
+    moments = frame["known_at"].cast(pl.Int64).to_list()
+    known = np.array([ALWAYS_KNOWN if m is None else m for m in moments], dtype=np.int64)
+    order = np.lexsort((known, code))
+    if not np.array_equal(order, np.arange(len(order))):
+        frame, known, code = frame[order], known[order], code[order]
+    offsets = np.searchsorted(code, np.arange(len(ids) + 1)).astype(np.int64)
+    return ProfileHistory(ids, offsets, known, frame)
 
 
 def latest_profile(
@@ -248,14 +301,18 @@ def latest_profile(
 
 def empty_source(schema: Schema, name: str) -> pl.DataFrame:
     """A frame of no events with the columns of a source."""
+    kinds = tuple((field, spec.kind) for field, spec in schema.sources[name].fields.items())
+    return _empty_frame(kinds).clone()
+
+
+@lru_cache(maxsize=256)
+def _empty_frame(kinds: tuple[tuple[str, str], ...]) -> pl.DataFrame:
     columns: dict[str, pl.DataType] = {
         "entity_id": pl.String(),
         "event_time": pl.Datetime("us"),
         "known_at": pl.Datetime("us"),
     }
-    for field, spec in schema.sources[name].fields.items():
-        columns[field] = storage_type(spec.kind)
-    return pl.DataFrame(schema=columns)
+    return pl.DataFrame(schema=columns | {field: storage_type(kind) for field, kind in kinds})
 
 
 def storage_type(kind: str) -> pl.DataType:

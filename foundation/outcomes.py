@@ -90,8 +90,8 @@ def parse_query(text: str) -> Outcome:
 
 def same_condition(a: Outcome, b: Outcome) -> bool:
     """Whether two outcomes ask the same thing, whatever their names and horizons."""
-    blank = {"name": "", "horizons": (), "text": ""}
-    return replace(a, **blank) == replace(b, **blank)
+    bare = [replace(each, name="", horizons=(), text="") for each in (a, b)]
+    return bare[0] == bare[1]
 
 
 class _Parser:

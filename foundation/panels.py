@@ -17,10 +17,12 @@ import numpy as np
 import polars as pl
 
 from foundation import strict
-from foundation.history import DAY_US, Timeline
+from foundation.history import DAY_US, SMALL, Timeline
 from foundation.segments import Segments, divide, flat_rows
-from foundation.slots import source_values
+from foundation.slots import SlotColumn, source_columns
 
+# Values whose streaks are found in one pass: few calls for a request, little memory for a store.
+SEQUENCE_VALUES = 65_536
 ALL = "all"
 HALF = "recent half"
 
@@ -110,8 +112,11 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
         return Panel(layout, None, timeline.event_us, none, none.astype(np.int32), none, none)
     positions = timeline.positions(layout.source)
     event_us = timeline.event_us[positions]
-    values = source_values(timeline, layout.source)
-    entity = np.searchsorted(timeline.offsets, positions, side="right") - 1
+    values = source_columns(timeline, layout.source)
+    if len(timeline.entity_ids) == 1:
+        entity = np.zeros(len(positions), dtype=np.int64)
+    else:
+        entity = np.searchsorted(timeline.offsets, positions, side="right") - 1
     opening = np.ones(len(positions), dtype=bool)
     opening[1:] = entity[1:] != entity[:-1]
     numbers = np.full((len(layout.numbers), len(positions)), np.nan)
@@ -121,8 +126,10 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
     columns = [values[c.slot] for c in layout.categories]
     codes, raw = level_codes(columns, [c.levels for c in layout.categories])
     streaks, firsts = np.empty(shape), np.empty(shape)
-    for k in range(len(columns)):
-        streaks[k], firsts[k] = _sequence(raw[k], entity, opening)
+    step = max(1, SEQUENCE_VALUES // max(1, len(positions)))
+    for k in range(0, len(columns), step):
+        part = slice(k, k + step)
+        streaks[part], firsts[part] = _sequences(raw[part], entity, opening)
     return Panel(layout, positions, event_us, numbers, codes.reshape(shape), streaks, firsts)
 
 
@@ -138,6 +145,8 @@ def level_codes(
     size = len(columns[0]) if columns else 0
     if not columns:
         return np.zeros((0, size), dtype=np.int32), np.zeros((0, size), dtype=np.int64)
+    if size <= SMALL:
+        return _level_codes_small(columns, levels)
     frame = pl.DataFrame([c.alias(str(k)) for k, c in enumerate(columns)])
     level = [pl.col(str(k)).cast(_enum(v), strict=False) for k, v in enumerate(levels)]
     value = [pl.col(str(k)).cast(pl.Categorical).alias(f"{k}v") for k in range(len(columns))]
@@ -150,14 +159,37 @@ def level_codes(
     return np.where(high < 0, -2, low).astype(np.int32), high
 
 
+def _level_codes_small(
+    columns: Sequence[pl.Series], levels: Sequence[tuple[str, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`level_codes` by dictionaries."""
+    level = np.empty((len(columns), len(columns[0])), dtype=np.int32)
+    value = np.empty(level.shape, dtype=np.int64)
+    for k, column in enumerate(columns):
+        places = _places(levels[k])
+        seen: dict[str | None, int] = {None: -1}
+        found = np.array([seen.setdefault(v, len(seen)) for v in column.to_list()], dtype=np.int64)
+        # Numbers of `seen` run 1, 2, ... in order of first sight; -1 takes the last place.
+        table = [-1, *(places.get(v, -1) for v in list(seen)[1:]), -2]
+        value[k], level[k] = found, np.array(table, dtype=np.int32)[found]
+    return level, value
+
+
+@lru_cache(maxsize=4096)
+def _places(levels: tuple[str, ...]) -> dict[str | None, int]:
+    return {v: k for k, v in enumerate(levels)}
+
+
 @lru_cache(maxsize=4096)
 def _enum(levels: tuple[str, ...]) -> pl.Enum:
     return pl.Enum(levels)
 
 
-def as_float(column: pl.Series) -> np.ndarray:
+def as_float(column: SlotColumn) -> np.ndarray:
     """[n] float64, NaN where missing or infinite; strings parse as numbers where they can."""
-    floats = column.cast(pl.Float64, strict=False).to_numpy()
+    floats = column
+    if isinstance(column, pl.Series):
+        floats = column.cast(pl.Float64, strict=False).to_numpy()
     return np.where(np.isfinite(floats), floats, np.nan)
 
 
@@ -170,7 +202,7 @@ def _previous(values: np.ndarray, opening: np.ndarray) -> np.ndarray:
 
 
 def _number(
-    row: NumberRow, values: dict[str, pl.Series], event_us: np.ndarray, opening: np.ndarray
+    row: NumberRow, values: dict[str, SlotColumn], event_us: np.ndarray, opening: np.ndarray
 ) -> np.ndarray:
     if row.kind == "gap":
         days = event_us / DAY_US
@@ -184,30 +216,37 @@ def _number(
     return divide(numerator, below)
 
 
-def _sequence(
+def _sequences(
     codes: np.ndarray, entity: np.ndarray, opening: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Running streak lengths and first occurrences, per entity, backward only.
+    """Running streak lengths and first occurrences, [K, n] each, per entity, backward only.
 
     Args:
-        codes: [n] int64 values, -1 missing.
+        codes: [K, n] int64 values, -1 missing.
     """
-    size = len(codes)
-    if not size:
-        return np.zeros(0), np.zeros(0)
-    change = opening.copy()
-    change[1:] |= codes[1:] != codes[:-1]
-    begin = np.maximum.accumulate(np.where(change, np.arange(size), 0))
-    streak = np.arange(size) - begin + 1.0
-    _, earliest = np.unique(entity * (codes.max() + 2) + codes + 1, return_index=True)
-    first = np.zeros(size)
-    first[earliest] = 1.0
+    if not codes.size:
+        return np.zeros(codes.shape), np.zeros(codes.shape)
+    at = np.arange(codes.shape[1])
+    change = np.repeat(opening[None], len(codes), axis=0)
+    change[:, 1:] |= codes[:, 1:] != codes[:, :-1]
+    begin = np.maximum.accumulate(np.where(change, at, 0), axis=1)
+    streak = at - begin + 1.0
+    owner = entity + (int(entity[-1]) + 1) * np.arange(len(codes))[:, None]
+    group = (owner * (codes.max() + 2) + codes + 1).ravel()
+    # Events stand in order of entities; a stable sort therefore leaves the earliest in front.
+    order = np.argsort(group, kind="stable")
+    ranked = group[order]
+    first = np.zeros(codes.shape)
+    first.ravel()[order[np.flatnonzero(np.diff(ranked, prepend=ranked[0] - 1))]] = 1.0
     first[codes < 0] = 0.0
     return streak, first
 
 
 class RangeStatistics:
     """Statistics of S ranges of a panel, computed on demand and kept.
+
+    Windows: `all`, `recent half` (the newer half of the events), `30d`, `30d before` (the 30 days
+    before the last 30 days). Days count back from as_of by event time.
 
     Args:
         start, stop: [S] ranges of panel rows.
@@ -224,8 +263,8 @@ class RangeStatistics:
         self.newer = (self.row - start[owner]) * 2 >= (stop - start)[owner]
         self._windows: dict[str, tuple[Segments, np.ndarray | None]] = {}
         self._sums: dict[str, np.ndarray] = {}
-        self._means: dict[str, np.ndarray] = {}
-        self._extremes: dict[tuple[str, str], np.ndarray] = {}
+        self._extremes: dict[str, np.ndarray] = {}
+        self._means: dict[tuple[str, ...], np.ndarray] = {}
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -242,11 +281,11 @@ class RangeStatistics:
         for k, flag in enumerate(layout.flags):
             if flag.slot:
                 at = index[flag.slot]
-                out[k] = codes[at] == layout.categories[at].levels.index(flag.value)
+                np.equal(codes[at], _places(layout.categories[at].levels)[flag.value], out=out[k])
             elif flag.above:
-                out[k] = self.numbers[flag.number] > flag.bound
+                np.greater(self.numbers[flag.number], flag.bound, out=out[k])
             else:
-                out[k] = self.numbers[flag.number] >= flag.bound
+                np.greater_equal(self.numbers[flag.number], flag.bound, out=out[k])
         return out
 
     @cached_property
@@ -256,17 +295,20 @@ class RangeStatistics:
         filled = np.where(present, self.numbers, 0.0)
         return np.concatenate([filled, filled * filled, present, self.flags], dtype=np.float64)
 
-    def window(self, name: str) -> tuple[Segments, np.ndarray | None]:
-        """Segments of a window and the boolean [M] that keeps its rows (None keeps all).
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """[2 Kn, M] float64: numbers and their negatives, infinite where missing."""
+        both = np.concatenate([self.numbers, -self.numbers])
+        both[np.isnan(both)] = np.inf
+        return both
 
-        Windows: `all`, `recent half` (the newer half of the events), `30d`, `30d before` (the 30
-        days before the last 30 days). Days count back from as_of by event time.
-        """
+    def window(self, name: str) -> tuple[Segments, np.ndarray | None]:
+        """Segments of a window and the boolean [M] that keeps its rows (None keeps all)."""
         if name not in self._windows:
-            if name == ALL:
+            keep = None if name == ALL else self.newer if name == HALF else self._between(name)
+            if keep is None or (len(keep) and keep.all()):
                 self._windows[name] = (self.segments, None)
             else:
-                keep = self.newer if name == HALF else self._between(name)
                 self._windows[name] = (self.segments.select(keep), keep)
         return self._windows[name]
 
@@ -276,62 +318,57 @@ class RangeStatistics:
             return (self.age > days) & (self.age <= 2 * days)
         return (self.age >= 0) & (self.age <= days)
 
-    def count(self, window: str) -> np.ndarray:
-        """[1, S] events."""
-        return self.window(window)[0].counts[None].astype(np.float64)
+    def count(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, 1, S] events."""
+        counts = [self.window(w)[0].counts for w in windows]
+        return np.array(counts, dtype=np.float64).reshape(len(windows), 1, -1)
 
-    def _sum(self, window: str) -> np.ndarray:
-        if window not in self._sums:
-            segments, keep = self.window(window)
-            stack = self.stack if keep is None else np.compress(keep, self.stack, axis=1)
-            self._sums[window] = segments.sum(stack)
-        return self._sums[window]
+    def _sum(self, windows: tuple[str, ...], first: int, last: int | None) -> np.ndarray:
+        """[W, last - first, S] sums of rows of `stack`."""
+        for name in windows:
+            if name not in self._sums:
+                segments, keep = self.window(name)
+                stack = self.stack if keep is None else np.compress(keep, self.stack, axis=1)
+                self._sums[name] = segments.sum(stack)
+        return np.array([self._sums[w][first:last] for w in windows])
 
-    def present(self, window: str) -> np.ndarray:
-        """[Kn, S] events with a value."""
+    def present(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, Kn, S] events with a value."""
         size = len(self.panel.numbers)
-        return self._sum(window)[2 * size : 3 * size]
+        return self._sum(windows, 2 * size, 3 * size)
 
-    def sum(self, window: str) -> np.ndarray:
-        """[Kn, S]; zero without events."""
-        return self._sum(window)[: len(self.panel.numbers)]
+    def sum(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, Kn, S]; zero without events."""
+        return self._sum(windows, 0, len(self.panel.numbers))
 
-    def mean(self, window: str) -> np.ndarray:
-        """[Kn, S]; NaN without a value."""
-        if window not in self._means:
-            self._means[window] = divide(self.sum(window), self.present(window))
-        return self._means[window]
+    def mean(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, Kn, S]; NaN without a value."""
+        if windows not in self._means:
+            self._means[windows] = divide(self.sum(windows), self.present(windows))
+        return self._means[windows]
 
-    def std(self, window: str) -> np.ndarray:
-        """[Kn, S] population standard deviation; NaN without a value."""
+    def std(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, Kn, S] population standard deviation; NaN without a value."""
         size = len(self.panel.numbers)
-        square = divide(self._sum(window)[size : 2 * size], self.present(window))
-        variance = square - self.mean(window) ** 2
+        square = divide(self._sum(windows, size, 2 * size), self.present(windows))
+        variance = square - self.mean(windows) ** 2
         return np.sqrt(np.where(variance < 1e-12 * square, 0.0, variance))
 
-    def _extreme(self, side: str, window: str) -> np.ndarray:
-        if (side, window) not in self._extremes:
-            segments, keep = self.window(window)
-            values = self.numbers if keep is None else np.compress(keep, self.numbers, axis=1)
-            missing = np.isnan(values)
-            if side == "min":
-                out = segments.min(np.where(missing, np.inf, values))
-            else:
-                out = segments.max(np.where(missing, -np.inf, values))
-            self._extremes[side, window] = _finite(out)
-        return self._extremes[side, window]
+    def extreme(self, windows: tuple[str, ...], side: str) -> np.ndarray:
+        """[W, Kn, S] smallest (`min`) or largest (`max`) value; NaN without a value."""
+        for name in windows:
+            if name not in self._extremes:
+                segments, keep = self.window(name)
+                ends = self.ends if keep is None else np.compress(keep, self.ends, axis=1)
+                self._extremes[name] = _finite(segments.min(ends))
+        size = len(self.panel.numbers)
+        if side == "min":
+            return np.array([self._extremes[w][:size] for w in windows])
+        return -np.array([self._extremes[w][size:] for w in windows])
 
-    def min(self, window: str) -> np.ndarray:
-        """[Kn, S]; NaN without a value."""
-        return self._extreme("min", window)
-
-    def max(self, window: str) -> np.ndarray:
-        """[Kn, S]; NaN without a value."""
-        return self._extreme("max", window)
-
-    def hits(self, window: str) -> np.ndarray:
-        """[Kg, S] events where the flag is set."""
-        return self._sum(window)[3 * len(self.panel.numbers) :]
+    def hits(self, windows: tuple[str, ...]) -> np.ndarray:
+        """[W, Kg, S] events where the flag is set."""
+        return self._sum(windows, 3 * len(self.panel.numbers), None)
 
     def lag(self, steps: int, table: np.ndarray | None = None) -> np.ndarray:
         """[K, S] values of the event `steps` before the last; NaN where there is none."""

@@ -9,7 +9,6 @@ Shapes: E entities, S cuts, T targets, A activity horizons.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from foundation.checkpoint import (
     save_weights,
     write_json,
 )
-from foundation.errors import ArtifactError, ConfigError, DataError, listing, nearest
+from foundation.errors import ArtifactError, DataError
 from foundation.history import DAY_US, ProfileHistory, Timeline
 from foundation.objectives import Objectives, TrainingBatch, training_batch
 from foundation.pretrain_config import (
@@ -44,6 +43,7 @@ from foundation.pretrain_config import (
 )
 from foundation.run_record import PARTIAL, card, close_work, open_work, versions
 from foundation.schema import Schema, fingerprint, schema_to_dict
+from foundation.selection import chosen_entities, entity_digest, read_selection
 from foundation.store import EventStore
 from foundation.targets import SLACK, outcome_targets, target_names
 from foundation.tokenizer import Tokenizer
@@ -96,59 +96,27 @@ def run_pretraining(
     """Pretrain as the command line does.
 
     Args:
-        until: ISO date or time, UTC unless it carries an offset.
-        entities, exclude_entities: files with one id per line, or tables (CSV, Parquet) with a
-            column `entity_id`.
+        until: ISO date or time, in the schema's time zone unless it carries an offset.
+        entities, exclude_entities: tables (CSV, Parquet) with a column `entity_id`, or texts with
+            one id per line; at most one of the two.
         progress: called with (steps done, steps in all). say: takes plain lines.
 
     Raises:
+        UserError: a date that cannot be read, or both entity files.
         ConfigError, DataError, ArtifactError: as `pretrain`.
     """
-    moment = None
-    if until:
-        try:
-            moment = dt.datetime.fromisoformat(until)
-        except ValueError:
-            raise ConfigError(f"--until '{until}' is no date; write 2017-09-01") from None
+    chosen = read_selection(EventStore.open(store_dir), until, entities, exclude_entities)
     return pretrain(
         config,
         store_dir,
         out_dir,
-        moment,
-        read_entities(entities),
-        read_entities(exclude_entities),
+        None if chosen.until_us is None else _moment(chosen.until_us),
+        chosen.entities,
+        None,
         resume,
         progress,
         say,
     )
-
-
-def read_entities(path: str | Path | None) -> pl.Series | None:
-    """Entity ids of a file, None for no file.
-
-    Raises:
-        DataError: the file is missing, unreadable or lacks the column `entity_id`.
-    """
-    if path is None:
-        return None
-    path = Path(path)
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            frame = pl.read_parquet(path)
-        elif path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            frame = pl.read_csv(path, separator=separator, infer_schema=False)
-        else:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            frame = pl.DataFrame({"entity_id": [line for line in lines if line]})
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as exc:
-        raise DataError(f"{path}: cannot be read as a list of entities: {exc}") from None
-    if "entity_id" not in frame.columns:
-        raise DataError(
-            f"{path}: no column 'entity_id'{nearest('entity_id', frame.columns)}; "
-            f"columns: {listing(frame.columns)}"
-        )
-    return frame["entity_id"].cast(pl.String)
 
 
 def pretrain(
@@ -185,11 +153,12 @@ def pretrain(
         raise ArtifactError(f"{out_dir}: exists already; choose another directory or remove it")
     torch.set_num_threads(config.threads)
     store = EventStore.open(store_dir)
-    chosen = _chosen(store, entities, exclude_entities)
+    chosen = chosen_entities(store, entities, exclude_entities)
     until_us = _microseconds(until)
     timeline = store.timeline(entities=chosen, until_us=until_us)
-    profile = store.profile_history(entities=chosen, until_us=until_us)
-    profile = profile if store.schema.profile_fields else None
+    profile: ProfileHistory | None = None
+    if store.schema.profile_fields:
+        profile = store.profile_history(entities=chosen, until_us=until_us)
     if until_us is None:
         until_us = int(timeline.known_us.max()) + 1 if len(timeline) else 0
     if not len(timeline) and (profile is None or not len(profile.frame)):
@@ -203,7 +172,7 @@ def pretrain(
         "schema_fingerprint": fingerprint(store.schema),
         "until": _iso(until_us),
         "last_known_us": int(timeline.known_us.max()) if len(timeline) else None,
-        "entity_digest": _digest(chosen),
+        "entity_digest": entity_digest(chosen),
     }
     work = out_dir.with_name(out_dir.name + PARTIAL)
     open_work(work, facts, resume)
@@ -383,30 +352,6 @@ def _forecasters(
     return found
 
 
-def _chosen(
-    store: EventStore,
-    entities: Sequence[str] | pl.Series | None,
-    excluded: Sequence[str] | pl.Series | None,
-) -> pl.Series | None:
-    """The entities to learn from, None for all."""
-    if entities is None and excluded is None:
-        return None
-    wanted = store.entity_ids() if entities is None else pl.Series("entity_id", entities)
-    wanted = wanted.cast(pl.String).unique().sort()
-    if excluded is not None:
-        out = pl.Series("entity_id", excluded).cast(pl.String)
-        wanted = wanted.filter(~wanted.is_in(out.implode()))
-    if not len(wanted):
-        raise DataError("no entity is left to learn from; check the entity files")
-    return wanted
-
-
-def _digest(chosen: pl.Series | None) -> str:
-    if chosen is None:
-        return "all"
-    return hashlib.sha256("\n".join(chosen.to_list()).encode()).hexdigest()[:16]
-
-
 def _microseconds(moment: dt.datetime | dt.date | None) -> int | None:
     """A UTC moment as microseconds; a date is its midnight, naive times are UTC."""
     if moment is None:
@@ -419,6 +364,9 @@ def _microseconds(moment: dt.datetime | dt.date | None) -> int | None:
     return (moment - epoch) // dt.timedelta(microseconds=1)
 
 
+def _moment(moment_us: int) -> dt.datetime:
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=moment_us)
+
+
 def _iso(moment_us: int) -> str:
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (epoch + dt.timedelta(microseconds=moment_us)).isoformat()
+    return _moment(moment_us).isoformat()

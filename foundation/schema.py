@@ -128,7 +128,7 @@ class Schema(strict.Strict):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Source names in declared order; a source's position is its index everywhere."""
+        """Source names, sorted; a source's position is its index everywhere."""
         return tuple(self.sources)
 
     @property
@@ -189,7 +189,7 @@ def checked(schema: Schema, where: str) -> Schema:
     """The schema itself after every consistency check.
 
     Raises:
-        SchemaError: naming the source, field and outcome at fault.
+        SchemaError: naming the source, field, ratio or outcome at fault.
     """
     _check_zone(schema.time_zone, where)
     for name, source in schema.sources.items():
@@ -200,12 +200,35 @@ def checked(schema: Schema, where: str) -> Schema:
     _check_fields(schema.context, f"{where}: context")
     if min(schema.windows_days, default=1) < 1:
         raise SchemaError(f"{where}: windows_days must be at least 1")
+    for pair in schema.ratios:
+        _check_ratio(schema, pair, where)
     for name in schema.outcomes:
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise SchemaError(f"{where}: outcome name '{name}' must be letters, digits and _")
     for outcome in schema.parsed_outcomes():
         _check_outcome(schema, outcome, where)
-    return schema
+    return in_order(schema)
+
+
+def in_order(schema: Schema) -> Schema:
+    """The schema with sources, fields and outcomes sorted by name.
+
+    A source's index and a slot's column then never depend on how a file was written, so that a
+    schema read back from canonical JSON encodes exactly as the one it was written from.
+    """
+
+    def by_name(items: dict[str, Any]) -> dict[str, Any]:
+        return dict(sorted(items.items()))
+
+    replace = msgspec.structs.replace
+    sources = {n: replace(s, fields=by_name(s.fields)) for n, s in schema.sources.items()}
+    profile = schema.profile
+    if profile is not None:
+        profile = replace(profile, fields=by_name(profile.fields))
+    return replace(
+        schema, sources=by_name(sources), profile=profile, context=by_name(schema.context),
+        outcomes=by_name(schema.outcomes),
+    )  # fmt: skip
 
 
 def _check_zone(zone: str, where: str) -> None:
@@ -239,6 +262,30 @@ def _check_fields(fields: dict[str, Field], where: str) -> None:
                 f"{where}: field '{name}' has unknown role '{field.role}'"
                 f"{nearest(field.role, ROLES)}; roles: {listing(ROLES, 30)}"
             )
+
+
+def _check_ratio(schema: Schema, pair: tuple[str, str], where: str) -> None:
+    """Both parts are `owner.field`, the owner a source, `profile` or `context`."""
+    at = f"{where}: ratio [{', '.join(pair)}]"
+    tables = {name: source.fields for name, source in schema.sources.items()}
+    tables |= {"profile": schema.profile_fields, "context": schema.context}
+    for part in pair:
+        owner, dot, name = part.partition(".")
+        if not dot:
+            raise SchemaError(f"{at}: '{part}' names no source; write source.field")
+        if owner not in tables:
+            raise SchemaError(
+                f"{at} reads unknown source '{owner}'{nearest(owner, tables)}; "
+                f"sources: {listing(tables)}"
+            )
+        fields = tables[owner]
+        if name not in fields:
+            raise SchemaError(
+                f"{at} reads unknown field '{part}'{nearest(name, fields)}; "
+                f"fields: {listing(fields)}"
+            )
+        if fields[name].kind not in ("number", "money", "timestamp"):
+            raise SchemaError(f"{at}: '{part}' is a {fields[name].kind}, no number or time")
 
 
 def _check_outcome(schema: Schema, outcome: Outcome, where: str) -> None:

@@ -56,6 +56,8 @@ class Segments:
         """The segments of the rows that a boolean [M] keeps."""
         if not len(self.starts):
             return self
+        if len(self.counts) == 1:
+            return Segments.of(np.array([np.count_nonzero(keep)]))
         counts = np.zeros(len(self.counts), dtype=np.int64)
         counts[self.filled] = np.add.reduceat(keep.astype(np.int64), self.starts)
         return Segments.of(counts)
@@ -99,5 +101,4 @@ def chunks(counts: np.ndarray, limit: int) -> Iterator[slice]:
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b in float64, NaN where b is zero or missing."""
-    out = np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan)
-    return np.divide(a, b, out=out, where=np.not_equal(b, 0))
+    return np.where(np.equal(b, 0), np.nan, a) / b

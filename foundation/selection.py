@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from foundation.errors import DataError, UserError, listing, nearest
-from foundation.tables import parse_times, read_table
+from foundation.tables import is_table, parse_times, read_table
 
 if TYPE_CHECKING:
     from foundation.store import EventStore
@@ -41,24 +42,46 @@ def read_selection(
 
     Raises:
         UserError: both entity options at once, or a date that cannot be read.
-        DataError: an entity file without `entity_id`.
+        DataError: an entity file that cannot be read or lacks `entity_id`, or no entity is left.
     """
     if entities and exclude_entities:
         raise UserError("give --entities or --exclude-entities, not both")
+    chosen = chosen_entities(
+        store,
+        entity_file(entities) if entities else None,
+        entity_file(exclude_entities) if exclude_entities else None,
+    )
     until_us = until_microseconds(until, store.schema.time_zone)
-    chosen: pl.Series | None = None
-    if entities:
-        chosen = entity_file(entities)
-    elif exclude_entities:
-        left_out = entity_file(exclude_entities)
-        every = store.entity_ids()
-        chosen = every.filter(~every.is_in(left_out.implode()))
+    return Selection(until_us, chosen, entity_digest(chosen))
+
+
+def chosen_entities(
+    store: EventStore,
+    entities: Sequence[str] | pl.Series | None,
+    excluded: Sequence[str] | pl.Series | None,
+) -> pl.Series | None:
+    """The sorted ids that may be read: these only, or all but those; None for all.
+
+    Raises:
+        DataError: none is left.
+    """
+    if entities is None and excluded is None:
+        return None
+    wanted = store.entity_ids() if entities is None else pl.Series("entity_id", entities)
+    wanted = wanted.cast(pl.String).unique().sort()
+    if excluded is not None:
+        out = pl.Series("entity_id", excluded).cast(pl.String)
+        wanted = wanted.filter(~wanted.is_in(out.implode()))
+    if wanted.is_empty():
+        raise DataError("no entity is left to learn from; check the entity files")
+    return wanted
+
+
+def entity_digest(chosen: pl.Series | None) -> str:
+    """Names an entity set in a run's record; `all` for no choice."""
     if chosen is None:
-        return Selection(until_us, None, "all")
-    if chosen.is_empty():
-        raise UserError("no entity is left to read; check --entities or --exclude-entities")
-    joined = "\n".join(chosen.to_list())
-    return Selection(until_us, chosen, hashlib.sha256(joined.encode()).hexdigest()[:16])
+        return "all"
+    return hashlib.sha256("\n".join(chosen.to_list()).encode()).hexdigest()[:16]
 
 
 def until_microseconds(until: str | None, zone: str) -> int | None:
@@ -80,12 +103,30 @@ def until_microseconds(until: str | None, zone: str) -> int | None:
 
 
 def entity_file(path: str | Path) -> pl.Series:
-    """The sorted unique `entity_id` of a CSV or Parquet file."""
-    frame = read_table(path, str(path))
-    frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
-    if "entity_id" not in frame.columns:
-        raise DataError(
-            f"{path}: column 'entity_id' is missing{nearest('entity_id', frame.columns)}; "
-            f"columns: {listing(frame.columns)}"
-        )
-    return frame["entity_id"].cast(pl.String).drop_nulls().unique().sort()
+    """The sorted unique ids of a table's column `entity_id`, or of a text with one id per line.
+
+    Raises:
+        DataError: missing, unreadable, or a table without `entity_id`.
+    """
+    path = Path(path)
+    if path.is_file() and not is_table(path):
+        ids = _lines(path)
+    else:
+        frame = read_table(path, "entity file")
+        if "entity_id" not in frame.columns:
+            raise DataError(
+                f"{path}: column 'entity_id' is missing{nearest('entity_id', frame.columns)}; "
+                f"columns: {listing(frame.columns)}"
+            )
+        ids = frame["entity_id"].cast(pl.String)
+    return ids.drop_nulls().unique().sort()
+
+
+def _lines(path: Path) -> pl.Series:
+    """Ids of a plain text; a first line `entity_id` is a header."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{path}: cannot be read as a list of entities: {exc}") from None
+    ids = [line for line in lines if line]
+    return pl.Series("entity_id", ids[1:] if ids[:1] == ["entity_id"] else ids, pl.String)

@@ -25,6 +25,7 @@ SHARED_SUFFIX = "__shared_with"
 SlotColumn = pl.Series | np.ndarray
 # Up to this many values a dictionary beats an Enum, whose fixed cost is 100 us.
 _SMALL = 4096
+_INDEX = np.arange(_SMALL)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _read(timeline: Timeline, source: int, rows: np.ndarray) -> dict[str, pl.Ser
     frame = timeline.frames[source]
     fields = timeline.schema.sources[timeline.schema.source_names[source]].fields
     wanted = {*fields, *(field + SHARED_SUFFIX for field in fields)}
-    if len(rows) != len(frame) or not np.array_equal(rows, np.arange(len(frame))):
+    index = _INDEX[: len(rows)] if len(rows) <= _SMALL else np.arange(len(rows))
+    if len(rows) != len(frame) or not np.array_equal(rows, index):
         if len(rows) > _SMALL:  # making a frame of the fields alone pays from here on
             frame = frame.select([c for c in frame.columns if c in wanted or c == "known_at"])
         frame = frame[rows]

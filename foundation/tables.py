@@ -85,6 +85,11 @@ def table_files(path: str | Path, where: str = "") -> list[Path]:
     return found
 
 
+def is_table(path: Path) -> bool:
+    """Whether the file's ending says Parquet or CSV."""
+    return bool(_ending(path))
+
+
 def _ending(path: Path) -> str:
     name = path.name.lower()
     return next((e for e in (*CSV_ENDINGS, *PARQUET_ENDINGS) if name.endswith(e)), "")

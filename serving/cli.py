@@ -72,10 +72,8 @@ def _population(function: Any) -> Any:
     """Options that say which events and entities may be read."""
     for option in (
         click.option("--until", help="Read only what was known before this date, e.g. 2017-09-01."),
-        click.option("--entities", type=FILE, help="CSV or Parquet with the entity_id to read."),
-        click.option(
-            "--exclude-entities", type=FILE, help="CSV or Parquet with the entity_id to leave out."
-        ),
+        click.option("--entities", type=FILE, help="Read only the ids of this file."),
+        click.option("--exclude-entities", type=FILE, help="Leave out the ids of this file."),
     ):
         function = option(function)
     return function
@@ -205,7 +203,7 @@ def pretrain(
 
     settings = load_pretrain_config(config)
     if epochs is not None:
-        settings = msgspec.structs.replace(settings, epochs=epochs)
+        settings = msgspec.structs.replace(settings, epochs=epochs, steps=0)
     reporter = Reporter(quiet)
     with reporter.bar("pretrain") as bar:
         run = run_pretraining(
@@ -230,7 +228,7 @@ def pretrain(
 @_quiet
 def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool) -> None:
     """Write aggregates, forecasts and states of samples as Parquet, point in time."""
-    from finetune.adaptation import embed_samples
+    from finetune.building import embed_samples
 
     with Reporter(quiet).bar("embed") as bar:
         rows, columns = embed_samples(backbone, store, samples, output, progress=bar)

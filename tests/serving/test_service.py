@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -82,17 +80,6 @@ def test_live_service_scores_and_imports_nothing_heavy(tmp_path: Path) -> None:
     assert workers, "no worker noted its modules"
     for modules in workers:
         assert not modules & set(HEAVY)
-
-
-def test_the_scoring_process_imports_nothing_heavy() -> None:
-    script = (
-        "import sys, serving.service, finetune.package\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
 def test_check_names_what_stands_in_the_way(tmp_path: Path) -> None:
