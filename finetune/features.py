@@ -98,6 +98,9 @@ class FeatureBuilder:
     network_targets: tuple[str, ...] = ()
     titles: dict[str, str] = field(default_factory=dict)
     max_events: int = 256
+    _columns: dict[tuple[bool, int | None], tuple[Column, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def table(
         self,
@@ -107,11 +110,15 @@ class FeatureBuilder:
         batch_size: int = 32,
         keep_histories: bool = False,
         progress: Progress | None = None,
+        only: frozenset[str] | None = None,
+        network: bool = True,
     ) -> FeatureTable:
         """Features of a population.
 
         Args:
             blocks: leave out what none of these blocks needs; None builds everything.
+            only: aggregates that will be read; the others stay NaN. None computes all.
+            network: False leaves out the backbone's graph, with its forecasts and states.
             boosted: replaces the boosted graph, for cross-fitted training rows:
                 aggregates [S, A] -> probabilities [S, T].
             batch_size: rows per run of the backbone; a row's values do not depend on it
@@ -120,31 +127,47 @@ class FeatureBuilder:
         want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
         cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
         aggregates = self.spec.compute(
-            population.timeline, cut_, population.profile, population.entity_ids, population.context
+            population.timeline,
+            cut_,
+            population.profile,
+            population.entity_ids,
+            population.context,
+            only=only,
         )
-        columns = [_column(c) for c in self.spec.columns]
-        parts = [aggregates]
-        if "forecast" in want and self.boosted_targets:
+        parts, width = [aggregates], None
+        forecast = bool("forecast" in want and self.boosted_targets)
+        if forecast:
             run = boosted or self._boosted
-            columns += [self._forecast_column(t, "") for t in self.boosted_targets]
             parts.append(run(aggregates).astype(np.float32))
         histories = None
-        if self.history is not None and want & {"forecast", "embedding"}:
+        if network and self.history is not None and want & {"forecast", "embedding"}:
             histories = self._histories(population, cut_)
             states, forecasts = self._run_history(histories, batch_size, progress)
             if self.network_targets:
-                columns += [self._forecast_column(t, "network.") for t in self.network_targets]
                 parts.append(forecasts)
-            columns += _embedding_columns(states.shape[1])
             parts.append(states)
+            width = states.shape[1]
         if keep_histories and histories is None:
             histories = self._histories(population, cut_)
         return FeatureTable(
-            tuple(columns),
+            self._column_list(forecast, width),
             np.concatenate(parts, axis=1),
             histories if keep_histories else None,
             thin=cut_.stop == cut_.start,
         )
+
+    def _column_list(self, forecast: bool, width: int | None) -> tuple[Column, ...]:
+        """Columns of a table with or without boosted forecasts and states; the same tuple again."""
+        found = self._columns.get((forecast, width))
+        if found is None:
+            columns = [_column(c) for c in self.spec.columns]
+            if forecast:
+                columns += [self._forecast_column(t, "") for t in self.boosted_targets]
+            if width is not None:
+                columns += [self._forecast_column(t, "network.") for t in self.network_targets]
+                columns += _embedding_columns(width)
+            found = self._columns[forecast, width] = tuple(columns)
+        return found
 
     def _forecast_column(self, target: str, prefix: str) -> Column:
         title = self.titles.get(target, target.replace("_", " "))

@@ -20,7 +20,15 @@ import onnxruntime as ort
 import polars as pl
 
 from finetune.calibration import apply_calibration, points
-from finetune.features import FeatureBuilder, Population, Progress, open_session, run_tuned
+from finetune.features import (
+    FeatureBuilder,
+    Histories,
+    Population,
+    Progress,
+    open_session,
+    run_tuned,
+)
+from finetune.history_reasons import field_effects, field_reasons
 from finetune.reasons import Reason, group_effects, top_reasons
 from finetune.table import FeatureTable
 from foundation.aggregates import AggregateSpec
@@ -94,6 +102,17 @@ class Package:
         blocks = {c["block"] for c in manifest["columns"] if c["name"] in self.used}
         self.blocks = frozenset(blocks | {"forecast"})
         self.needs_history = any(not head.columns for head in heads)
+        # The answer lists the boosted forecasts. Those of the network join them only where its
+        # graph has to run: where a head reads it, or where there are no others.
+        self.network = not builder.boosted_targets or any(
+            c["name"] in self.used
+            and (c["block"] == "embedding" or c["name"].startswith("network."))
+            for c in manifest["columns"]
+        )
+        # Everything a head or the boosted forecasters read; the rest is not computed.
+        read = forecaster_inputs(builder)
+        self.only = None if read is None else self.used | read
+        self._places: tuple[Any, list[np.ndarray], list[int]] = ((), [], [])
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True, threads: int = 1) -> Package:
@@ -160,7 +179,7 @@ class Package:
             timeline=build_timeline(self.schema, frames),
             profile=None if profile is None or profile.is_empty() else build_profile(profile),
             entity_ids=samples["entity_id"].cast(pl.String),
-            as_of_us=samples["as_of"].to_physical().cast(pl.Int64).to_numpy(),
+            as_of_us=samples["as_of"].cast(pl.Int64).to_numpy(),
             context=context,
         )
         return self.score_population(population, reasons)
@@ -175,8 +194,9 @@ class Package:
         explained: list[tuple[Reason, ...]] = [()] * len(population)
         if reasons:
             explained = self.reasons(table)
-        forecasts = table.select(("forecast",))
-        names = [c.name for c in forecasts.columns]
+        _, listed = self._read(table)
+        names = [table.columns[i].name for i in listed]
+        forecasts = table.values[:, listed]
         moments = population_times(population)
         thin = np.zeros(len(population), bool) if table.thin is None else table.thin
         scaled = points(probability, **self.manifest["points"])
@@ -190,9 +210,7 @@ class Package:
                     points=int(scaled[i]),
                     band=self.band(float(probability[i])),
                     reasons=explained[i],
-                    forecasts={
-                        n: float(v) for n, v in zip(names, forecasts.values[i], strict=True)
-                    },
+                    forecasts={n: float(v) for n, v in zip(names, forecasts[i], strict=True)},
                     flags=("thin_file",) if thin[i] and self.schema.sources else (),
                 )
             )
@@ -201,16 +219,34 @@ class Package:
     def features(self, population: Population, progress: Progress | None = None) -> FeatureTable:
         """The columns the model reads, for a population."""
         return self.builder.table(
-            population, self.blocks, keep_histories=self.needs_history, progress=progress
+            population,
+            self.blocks,
+            keep_histories=self.needs_history,
+            progress=progress,
+            only=self.only,
+            network=self.network,
         )
+
+    def _read(self, table: FeatureTable) -> tuple[list[np.ndarray], list[int]]:
+        """Places of every head's columns in a table, and of the forecasts; kept from call to call.
+
+        The builder gives every table of a kind the same tuple of columns.
+        """
+        columns, heads, listed = self._places
+        if columns is not table.columns:
+            index = {c.name: i for i, c in enumerate(table.columns)}
+            heads = [np.array([index[c] for c in h.columns], dtype=np.int64) for h in self.heads]
+            listed = [i for i, c in enumerate(table.columns) if c.block == "forecast"]
+            self._places = (table.columns, heads, listed)
+        return heads, listed
 
     def logit(self, table: FeatureTable) -> np.ndarray:
         """[S] float64 log-odds before calibration."""
         total = np.full(len(table.values), float(self.manifest["offset"]))
-        index = {c.name: i for i, c in enumerate(table.columns)}
-        for head in self.heads:
+        places, _ = self._read(table)
+        for head, at in zip(self.heads, places, strict=True):
             if head.columns:
-                x = np.ascontiguousarray(table.values[:, [index[c] for c in head.columns]])
+                x = np.ascontiguousarray(table.values[:, at])
                 out = head.session.run(None, {"x": x})[0]
             else:
                 out = run_tuned(head.session, table.histories)
@@ -230,7 +266,9 @@ class Package:
 
     def reasons(self, table: FeatureTable, count: int = 4) -> list[tuple[Reason, ...]]:
         """Reasons of every row, strongest first."""
-        used = self.used or frozenset(c.name for c in table.columns if c.block == "forecast")
+        if not self.used:
+            return self._field_reasons(table, count)
+        used = self.used
 
         def logit(values: np.ndarray) -> np.ndarray:
             return self.logit(FeatureTable(table.columns, values, table.histories))
@@ -242,6 +280,15 @@ class Package:
             top_reasons(table.columns, used, table.values[i], groups, effects[i], reference, count)
             for i in range(len(table.values))
         ]
+
+    def _field_reasons(self, table: FeatureTable, count: int) -> list[tuple[Reason, ...]]:
+        """Reasons of a fine-tuned model, field by field."""
+
+        def logit(histories: Histories) -> np.ndarray:
+            return self.logit(FeatureTable(table.columns, table.values, histories))
+
+        names, titles, effects = field_effects(self.builder.tokenizer, table.histories, logit)
+        return [field_reasons(names, titles, row, count) for row in effects]
 
     def check_golden(self) -> float:
         """Score the golden rows, alone and together.
@@ -355,8 +402,19 @@ def _frame(record: dict[str, Any]) -> pl.DataFrame:
 
 def population_times(population: Population) -> list[str]:
     """ISO times of the samples' as_of, UTC."""
-    moments = pl.Series(population.as_of_us).cast(pl.Datetime("us"))
-    return [f"{text}Z" for text in moments.dt.strftime("%Y-%m-%dT%H:%M:%S%.6f").to_list()]
+    moments = np.asarray(population.as_of_us).astype("datetime64[us]")
+    return [f"{text}Z" for text in np.datetime_as_string(moments, unit="us").tolist()]
+
+
+def forecaster_inputs(builder: FeatureBuilder) -> frozenset[str] | None:
+    """Names of the aggregates the boosted forecasters split on; None where the graph hides it."""
+    if builder.forecasters is None:
+        return frozenset()
+    listed = builder.forecasters.get_modelmeta().custom_metadata_map.get("features")
+    if listed is None:
+        return None
+    names = builder.spec.names
+    return frozenset(names[int(i)] for i in listed.split())
 
 
 def _session(path: Path, file: str | None, threads: int) -> ort.InferenceSession | None:

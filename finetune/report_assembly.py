@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from finetune.calibration import points
-from finetune.features import FeatureTable
-from finetune.metrics import bin_shares, frozen_bins, ks, psi
+from finetune.features import Histories
+from finetune.history_reasons import field_effects
+from finetune.metrics import ks, psi
 from finetune.modelling import Model
 from finetune.package import Package
 from finetune.reasons import Reason, group_effects, reference_row, top_reasons
@@ -28,12 +29,14 @@ from finetune.report import (
     write_report,
 )
 from finetune.samples import Samples
+from finetune.table import FeatureTable
 
 if TYPE_CHECKING:
     from finetune.adaptation import Adaptation
 
 TOP_VARIABLES = 25
 EXPLAINED_ROWS = 400
+TUNED_ROWS = 64
 
 
 def write_adaptation_report(result: Adaptation, output: Path) -> None:
@@ -263,8 +266,7 @@ def _shift(development: np.ndarray, other: np.ndarray) -> float | None:
     development, other = development[~np.isnan(development)], other[~np.isnan(other)]
     if len(development) < 20 or len(other) < 20:
         return None
-    edges = frozen_bins(development)
-    return psi(bin_shares(development, edges), bin_shares(other, edges))
+    return psi(development, other)
 
 
 def _explain(
@@ -274,7 +276,7 @@ def _explain(
     rows = np.linspace(0, len(table) - 1, min(len(table), EXPLAINED_ROWS)).astype(int)
     part = table.take(np.unique(rows))
     if not package.used:
-        return [], []
+        return _explain_fields(package, part.take(np.arange(min(len(part), TUNED_ROWS))))
     reference = reference_row(table)
 
     def logit(values: np.ndarray) -> np.ndarray:
@@ -308,6 +310,20 @@ def _explain(
             )
         )
     return importance, examples
+
+
+def _explain_fields(
+    package: Package, part: FeatureTable
+) -> tuple[list[ReasonGroupFacts], list[ExampleFacts]]:
+    """Importance of fields for a fine-tuned model; single customers come with the score API."""
+
+    def logit(histories: Histories) -> np.ndarray:
+        return package.logit(FeatureTable(part.columns, part.values, histories))
+
+    _, titles, effects = field_effects(package.builder.tokenizer, part.histories, logit)
+    mean = np.abs(effects).mean(axis=0)
+    order = np.argsort(-mean)[:15]
+    return [ReasonGroupFacts(title=titles[g], importance=float(mean[g])) for g in order], []
 
 
 def _group_title(group: str, titles: dict[str, str]) -> str:

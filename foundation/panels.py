@@ -356,15 +356,16 @@ class RangeStatistics:
 
     def extreme(self, windows: tuple[str, ...], side: str) -> np.ndarray:
         """[W, Kn, S] smallest (`min`) or largest (`max`) value; NaN without a value."""
+        size = len(self.panel.numbers)
         for name in windows:
             if name not in self._extremes:
                 segments, keep = self.window(name)
                 ends = self.ends if keep is None else np.compress(keep, self.ends, axis=1)
-                self._extremes[name] = _finite(segments.min(ends))
-        size = len(self.panel.numbers)
-        if side == "min":
-            return np.array([self._extremes[w][:size] for w in windows])
-        return -np.array([self._extremes[w][size:] for w in windows])
+                found = segments.min(ends)
+                np.negative(found[size:], out=found[size:])
+                self._extremes[name] = _finite(found)
+        part = slice(None, size) if side == "min" else slice(size, None)
+        return np.array([self._extremes[w][part] for w in windows])
 
     def hits(self, windows: tuple[str, ...]) -> np.ndarray:
         """[W, Kg, S] events where the flag is set."""

@@ -69,6 +69,9 @@ class Field(strict.Strict):
         currency: ISO code, for `money`.
         grade: sensitivity, `public`, `internal`, `personal` or `secret`.
         column: name in the file where it differs.
+        sharing: for `identifier`: models also read how many other entities shared the value
+            before. Only the store knows that: a request with inline history is then scored with
+            it missing and flagged `sharing_unknown`, so file and request may differ.
     """
 
     kind: Kind
@@ -76,6 +79,7 @@ class Field(strict.Strict):
     currency: str = ""
     grade: Literal["public", "internal", "personal", "secret"] = "internal"
     column: str = ""
+    sharing: bool = False
     description: str = ""
 
 
@@ -257,6 +261,8 @@ def _check_fields(fields: dict[str, Field], where: str) -> None:
             raise SchemaError(
                 f"{where}: field '{name}' has a reserved name; rename it with 'column'"
             )
+        if field.sharing and field.kind != "identifier":
+            raise SchemaError(f"{where}: field '{name}' is no identifier, it cannot have 'sharing'")
         if field.role not in ROLES:
             raise SchemaError(
                 f"{where}: field '{name}' has unknown role '{field.role}'"

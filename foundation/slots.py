@@ -6,7 +6,8 @@ Every field turns into one or more slots: a column of categories or of numbers p
 * number, money: the value;
 * timestamp: days from the field to the event (positive: the event came later);
 * identifier: never its value, only behaviour of this entity with it so far: how often it was seen
-  before, days since it was last seen, and, where the store stamped it, by how many other entities.
+  before, days since it was last seen, and, where the schema asks for `sharing`, by how many other
+  entities (as the store stamped it).
 
 All of it looks backward only, in the order in which events became known.
 """
@@ -85,15 +86,10 @@ def slots_of(owner: str, fields: dict[str, Field]) -> tuple[Slot, ...]:
                     "duration",
                     f"days since {_words(name)} was last seen",
                 ),
-                Slot(
-                    owner,
-                    f"{name}.shared_with",
-                    name,
-                    "number",
-                    "count",
-                    f"others sharing {_words(name)}",
-                ),
             ]
+            if field.sharing:
+                title = f"others sharing {_words(name)}"
+                out.append(Slot(owner, f"{name}.shared_with", name, "number", "count", title))
     return tuple(out)
 
 

@@ -359,8 +359,10 @@ class Tokenizer:
         if profile is not None and self.schema.profile_fields:
             ids = entity_ids if entity_ids is not None else _entity_ids(cut, timeline)
             found = latest_profile(profile, ids, cut.as_of_us)
-            picked = pl.Series(np.where(found >= 0, found, np.nan), nan_to_null=True)
-            rows = profile.frame.select(pl.all().gather(picked.cast(pl.Int64)))
+            rows = profile.frame
+            if not (len(rows) == len(found) == 1 and found[0] == 0):  # a request's single row
+                picked = pl.Series(np.where(found >= 0, found, np.nan), nan_to_null=True)
+                rows = rows.select(pl.all().gather(picked.cast(pl.Int64)))
         tokens = self.encode_rows(rows, context, cut.as_of_us)
         return EncodedQueries(days, extra, tokens.code, tokens.value)
 

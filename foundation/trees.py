@@ -128,7 +128,8 @@ def boosters_to_onnx(
         models: per target its boosters; their thresholds must be float32 (`float32_thresholds`).
         output: raw margins, or their logistic.
     Returns:
-        Model with input `x` [B, F] float32 and output `y` [B, T] float32.
+        Model with input `x` [B, F] float32 and output `y` [B, T] float32; its metadata lists the
+        features that are read as `features`.
     Raises:
         InternalError: no target, a target without boosters, or a threshold beyond float32.
     """
@@ -157,7 +158,10 @@ def boosters_to_onnx(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", len(models)])],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="riskfm")
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="riskfm")
+    # What the trees split on, so that a runtime without onnx knows which inputs may stay empty.
+    helper.set_model_props(model, {"features": " ".join(map(str, sorted(nodes.features)))})
+    return model
 
 
 class _Nodes:
@@ -166,9 +170,11 @@ class _Nodes:
     def __init__(self) -> None:
         self.trees = 0
         self.parts: dict[str, list[np.ndarray]] = {}
+        self.features: set[int] = set()
 
     def add(self, tree: Tree, target: int, weight: float) -> None:
         inner, leaves = len(tree.feature), len(tree.leaf)
+        self.features.update(tree.feature.tolist())
         size = inner + leaves
         if (floor_float32(tree.threshold) != tree.threshold).any():
             raise InternalError("trees: thresholds must be float32; call float32_thresholds first")

@@ -128,7 +128,7 @@ class RequestReader:
             if total > self._max_events:
                 raise ApiError(413, f"more than {self._max_events} events in one request", "events")
             used += int((known_us < as_of_us).sum())
-            if table.has_identifiers and "sharing_unknown" not in flags:
+            if table.reads_sharing and "sharing_unknown" not in flags:
                 flags.append("sharing_unknown")
         if used < total:
             flags.append("later_events_ignored")
@@ -172,7 +172,7 @@ class _Table:
         self._fields = fields
         self._clock = clock
         self._delay_us = delay_us
-        self.has_identifiers = any(spec.kind == "identifier" for spec in fields.values())
+        self.reads_sharing = any(spec.sharing for spec in fields.values())
         types = [_JSON_TYPES[spec.kind] | None for spec in fields.values()]
         rename = {f"f{n}": name for n, name in enumerate(fields)}
         row: Any = msgspec.defstruct(
@@ -345,6 +345,9 @@ def _series(
 
 def _codes(values: Sequence[Any]) -> list[str | None]:
     """Category codes as text, as an import reads them from a file of numbers."""
+    if set(map(type, values)) <= {str, type(None)}:
+        clean = {v: None if v is None else v.strip() or None for v in set(values)}
+        return [clean[v] for v in values]
     return [
         value.strip() or None
         if type(value) is str

@@ -27,7 +27,7 @@ SCHEMA = schema_from_dict(
                     "amount": {"kind": "money"},
                     "paid": {"kind": "money"},
                     "due": {"kind": "timestamp"},
-                    "device": {"kind": "identifier"},
+                    "device": {"kind": "identifier", "sharing": True},
                 },
             },
             "call": {"fields": {"topic": {"kind": "text"}}},
@@ -252,8 +252,8 @@ def test_a_plain_table_without_sources():
     spec = AggregateSpec.fit(schema, timeline, PROFILE, None)
     ids = pl.Series(["e01", "e09", "nobody"])
     x = spec.compute(timeline, cut(timeline, ids, AS_OF[:3]), PROFILE, ids)
-    assert spec.names == ("profile.limit", "profile.job")
-    assert x[0].tolist() == [100.0, 1.0] and np.isnan(x[2]).all()
+    assert spec.names == ("profile.job", "profile.limit")
+    assert x[0].tolist() == [1.0, 100.0] and np.isnan(x[2]).all()
 
 
 def test_json_round_trip_and_damage():

@@ -28,7 +28,7 @@ SCHEMA: Schema = schema_from_dict(
                     "amount": {"kind": "money"},
                     "status": {"kind": "category"},
                     "due": {"kind": "timestamp"},
-                    "device": {"kind": "identifier"},
+                    "device": {"kind": "identifier", "sharing": True},
                 }
             },
             "call": {"fields": {"note": {"kind": "category"}}},
@@ -83,11 +83,11 @@ def moments(us: list[int]) -> pl.Series:
 def oracle(events: list[tuple], entity: str, as_of: int) -> list[tuple]:
     """Known before as_of, by a plain loop: (known, event, source, import order) and content."""
     kept = []
-    for source in ("pay", "call"):
+    for source in SCHEMA.source_names:
         own = [e for e in events if e[0] == source]
         for row, (_, who, when, late, content) in enumerate(own):
             if who == entity and when + late < as_of:
-                kept.append((when + late, when, ("pay", "call").index(source), row, content))
+                kept.append((when + late, when, SCHEMA.source_names.index(source), row, content))
     return sorted(kept)
 
 
@@ -99,7 +99,8 @@ def histories(events: list[tuple], samples: list[tuple[str, int]]) -> list[list[
         source = int(timeline.source[position])
         row = int(timeline.row[position])
         frame = timeline.frames[source]
-        content = int(frame["amount"][row]) if source == 0 else int(frame["note"][row][1:])
+        paid = SCHEMA.source_names[source] == "pay"
+        content = int(frame["amount"][row]) if paid else int(frame["note"][row][1:])
         known, event = int(timeline.known_us[position]), int(timeline.event_us[position])
         out[sample].append((known, event, source, row, content))
     return out
@@ -142,7 +143,7 @@ def slots_before(events: list[tuple], as_of: int) -> list[bytes]:
 
 def test_event_at_as_of_is_not_known() -> None:
     events = [("pay", "a", 5, 0, 1), ("pay", "a", 4, 1, 2), ("pay", "a", 4, 0, 3)]
-    assert histories(events, [("a", 5)]) == [[(4, 4, 0, 2, 3)]]
+    assert histories(events, [("a", 5)]) == [[(4, 4, 1, 2, 3)]]
 
 
 def test_late_event_stands_where_it_became_known() -> None:
@@ -154,7 +155,7 @@ def test_late_event_stands_where_it_became_known() -> None:
 def test_ties_keep_source_then_import_order() -> None:
     events = [("call", "a", 3, 0, 1), ("pay", "a", 3, 0, 2), ("pay", "a", 3, 0, 1)]
     (history,) = histories(events, [("a", 4)])
-    assert [(row[2], row[4]) for row in history] == [(0, 2), (0, 1), (1, 1)]
+    assert [(row[2], row[4]) for row in history] == [(0, 1), (1, 2), (1, 1)]
 
 
 def test_no_events_at_all() -> None:

@@ -59,6 +59,15 @@ def test_schema_survives_a_round_trip(tmp_path: Path) -> None:
     assert again == schema and fingerprint(again) == fingerprint(schema)
 
 
+def test_the_order_of_a_file_means_nothing() -> None:
+    data = changed(sources=GOOD["sources"] | {"call": {"fields": {"note": {"kind": "text"}}}})
+    turned = yaml.safe_load(yaml.safe_dump(data, sort_keys=True))
+    one, two = schema_from_dict(data), schema_from_dict(turned)
+    assert one.source_names == two.source_names == ("call", "pay")
+    assert list(one.sources["pay"].fields) == list(two.sources["pay"].fields)
+    assert fingerprint(one) == fingerprint(two)
+
+
 def test_fingerprint_follows_meaning_only() -> None:
     base = fingerprint(schema_from_dict(GOOD))
     moved = schema_from_dict(GOOD)

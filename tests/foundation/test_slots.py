@@ -18,7 +18,7 @@ SCHEMA = schema_from_dict(
                 "fields": {
                     "amount": {"kind": "money", "role": "amount"},
                     "due": {"kind": "timestamp"},
-                    "device": {"kind": "identifier", "role": "device"},
+                    "device": {"kind": "identifier", "sharing": True, "role": "device"},
                     "online": {"kind": "boolean"},
                     "memo": {"kind": "text"},
                 }

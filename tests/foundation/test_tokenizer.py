@@ -30,7 +30,7 @@ LENDER = {
         "login": {
             "time_zone": "UTC",
             "fields": {
-                "device": {"kind": "identifier", "role": "device"},
+                "device": {"kind": "identifier", "sharing": True, "role": "device"},
                 "note": {"kind": "text"},
                 "trusted": {"kind": "boolean"},
             },
@@ -109,16 +109,16 @@ def of(tokenizer: Tokenizer, key: str):
 
 def test_codes_stand_in_ranges_of_slots(fitted: Tokenizer) -> None:
     assert [s.key for s in fitted.slots] == [
-        "repayment.status",
-        "repayment.amount",
-        "repayment.due.days",
         "login.device.times_seen",
         "login.device.days_since_seen",
         "login.device.shared_with",
         "login.note",
         "login.trusted",
-        "profile.city",
+        "repayment.amount",
+        "repayment.due.days",
+        "repayment.status",
         "profile.born.days",
+        "profile.city",
         "context.requested",
     ]
     ids = np.concatenate([s.ids() for s in fitted.slots])
@@ -159,23 +159,23 @@ def test_zero_missing_and_unknown_have_codes_of_their_own(
     order = np.argsort(timeline.row)
     events = fitted.encode_events(timeline)
     amount, status = of(fitted, "repayment.amount"), of(fitted, "repayment.status")
-    local = events.code[order, 1] - amount.ids()[0]
+    local = events.code[order, 0] - amount.ids()[0]
     assert local.tolist() == [1, 0, 0, 1 + amount.bins, 2, 1]
-    value = events.value[order, 1]
+    value = events.value[order, 0]
     assert value[1] == value[2] == 0.0
     assert value[3] > 1.0 and value[4] < 0.0 and abs(value[3] - 1.05) < 1e-6
     assert 0.3 < value[0] < 0.7  # zero stands amid amounts on either side of it
     missing, unknown = status.ids()[:2].tolist()
     wanted = [status.ids()[2], missing, unknown, unknown, unknown, status.ids()[3]]
-    assert events.code[order, 0].tolist() == wanted
+    assert events.code[order, 2].tolist() == wanted
     assert (events.code[:, 3:] == 0).all()  # a source with three slots leaves the others empty
 
 
 def test_positions_follow_the_quantiles(schema: Schema, fitted: Tokenizer, timeline) -> None:
     events = fitted.encode_events(timeline)
-    rows = timeline.positions(0)
-    amount = timeline.frames[0]["amount"].to_numpy()[timeline.row[rows]]
-    position = events.value[rows, 1]
+    rows = timeline.positions(1)
+    amount = timeline.frames[1]["amount"].to_numpy()[timeline.row[rows]]
+    position = events.value[rows, 0]
     order = np.argsort(amount, kind="stable")
     assert (np.diff(position[order]) >= 0).all()
     nonzero = amount != 0
@@ -209,7 +209,7 @@ def test_json_does_not_depend_on_the_order_of_rows_or_on_paths(
 def test_no_identifier_and_no_text_enters_the_file(fitted: Tokenizer, timeline: Timeline) -> None:
     text = fitted.to_json()
     assert "imei-" not in text and "elda" not in text and "4711" not in text
-    assert "imei-" in str(timeline.frames[1]["device"].to_list())
+    assert "imei-" in str(timeline.frames[0]["device"].to_list())
     for entity in timeline.entity_ids:
         assert f'"{entity}"' not in text
 
@@ -285,7 +285,7 @@ def test_extending_leaves_old_ids_alone(
         .with_columns(length=pl.Series(np.arange(300.0)))
     )
     bigger = fitted.extend(new, build_timeline(new, data), some_profile())
-    assert bigger.sources == ("repayment", "login", "call")
+    assert bigger.sources == ("login", "repayment", "call")
     assert of(bigger, "repayment.status").values == ("paid", "late", "partial", "frozen")
     assert bigger.code_text[: fitted.size] == fitted.code_text
     assert (bigger.hashes(997)[: fitted.size] == fitted.hashes(997)).all()
@@ -293,11 +293,11 @@ def test_extending_leaves_old_ids_alone(
     assert Tokenizer.from_json(bigger.to_json()).to_json() == bigger.to_json()
     wide_timeline = build_timeline(new, frames())
     old, now = fitted.encode_events(timeline), bigger.encode_events(wide_timeline)
-    assert (now.code[:, 3][now.source == 0] == of(bigger, "repayment.branch").ids()[0]).all()
+    assert (now.code[:, 3][now.source == 1] == of(bigger, "repayment.branch").ids()[0]).all()
     assert (now.code[:, :3] == old.code[:, :3]).all()
     assert (now.value[:, :3] == old.value[:, :3]).all()
     seen = bigger.encode_events(build_timeline(new, data))
-    assert of(bigger, "repayment.status").ids()[-1] in seen.code[:, 0]
+    assert of(bigger, "repayment.status").ids()[-1] in seen.code[:, 2]
     same = fitted.extend(schema, timeline, some_profile(), CONTEXT)
     assert same.to_json() == fitted.to_json()
 
@@ -341,8 +341,8 @@ def test_sources_in_another_order_get_the_same_index(fitted: Tokenizer, timeline
     [
         (lambda d: d.update(format=99), "another version"),
         (lambda d: d.update(extra=1), "unknown key 'extra'"),
-        (lambda d: d["slots"][1]["edges"].reverse(), "edges do not rise"),
-        (lambda d: d["slots"][0]["values"].append("more"), "blocks do not cover"),
+        (lambda d: d["slots"][5]["edges"].reverse(), "edges do not rise"),
+        (lambda d: d["slots"][7]["values"].append("more"), "blocks do not cover"),
         (lambda d: d["slots"].pop(), r"no codes for context\.requested"),
         (lambda d: d["slots"].pop(0), "overlap or have gaps"),
         (lambda d: d.update(sources=["repayment"]), "login have no index"),
@@ -362,9 +362,9 @@ def test_text_that_is_not_json_is_refused() -> None:
 
 def test_the_tables_of_the_model(fitted: Tokenizer) -> None:
     table = fitted.slot_table
-    assert table.source.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, -1, -1, -2]
-    assert table.column.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2]
-    assert SLOT_KINDS[table.kind[6]] == "text" and ROLES[table.role[1]] == "amount"
+    assert table.source.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, -1, -1, -2]
+    assert table.column.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+    assert SLOT_KINDS[table.kind[3]] == "text" and ROLES[table.role[5]] == "amount"
     hashes = fitted.hashes(4096)
     assert hashes.shape == (fitted.size, 2) and hashes.dtype == np.int64
     assert hashes.min() >= 0 and hashes.max() < 4096

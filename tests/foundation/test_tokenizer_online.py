@@ -22,7 +22,7 @@ FIELDS = {
     "flag": {"kind": "boolean"},
     "sum": {"kind": "money", "role": "amount"},
     "free": {"kind": "text"},
-    "phone": {"kind": "identifier"},
+    "phone": {"kind": "identifier", "sharing": True},
     "due": {"kind": "timestamp"},
 }
 SCHEMA = schema_from_dict(

@@ -174,3 +174,21 @@ def test_labels_of_one_class_are_refused(world: World, tmp_path: Path) -> None:
             world.backbone, world.store, tmp_path / "one.csv", tmp_path / "out", AdaptSettings(),
             None, Reporter(True),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["prompt", "lora"])
+def test_fine_tuned_recipes_are_exported_and_explained(
+    world: World, tmp_path: Path, recipe: str
+) -> None:
+    result = run_adaptation(
+        world.backbone, world.store, world.samples, tmp_path / "out",
+        AdaptSettings(recipe=recipe, recipes=(recipe,), repeats=1, folds=2), world.test,
+        Reporter(True),
+    )  # fmt: skip
+    assert result.metrics["chosen"] == recipe
+    assert result.metrics["parity"]["batch"] <= 1e-5
+    package = Package.load(tmp_path / "out" / "package")
+    samples = read_samples(world.test, package.schema, need_labels=False).take(np.arange(5))
+    population = population_of(EventStore.open(world.store), package.schema, samples)
+    explained = package.score_population(population, reasons=True)
+    assert any(row.reasons for row in explained)
