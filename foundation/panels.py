@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -123,7 +124,7 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
     for k, row in enumerate(layout.numbers):
         numbers[k] = _number(row, values, event_us, opening)
     shape = (len(layout.categories), len(positions))
-    columns = [values[c.slot] for c in layout.categories]
+    columns = [cast(pl.Series, values[c.slot]) for c in layout.categories]
     codes, raw = level_codes(columns, [c.levels for c in layout.categories])
     streaks, firsts = np.empty(shape), np.empty(shape)
     step = max(1, SEQUENCE_VALUES // max(1, len(positions)))

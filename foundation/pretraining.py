@@ -243,13 +243,12 @@ def prepare(
     held = held_out(timeline.entity_ids, config.validation_share)
     if not (~held).any():
         held[:] = False
-    typical = min(config.max_events, len(timeline) / max(len(timeline.entity_ids), 1))
-    size = max(4, round(config.batch_events / max(typical, 1.0)))
 
     def sampler(rows: np.ndarray, seed: int) -> WindowSampler:
         return WindowSampler(
-            timeline, pool, np.flatnonzero(rows), size, config.max_events, config.queries, seed
-        )
+            timeline, pool, np.flatnonzero(rows), config.batch_events, config.max_events,
+            config.queries, seed,
+        )  # fmt: skip
 
     training, checking = sampler(~held, config.seed), sampler(held, config.seed + 1)
     steps = config.steps or max(1, round(config.epochs * training.steps_per_epoch))

@@ -169,9 +169,12 @@ def schema_to_dict(schema: Schema) -> dict[str, Any]:
 
 
 def fingerprint(schema: Schema) -> str:
-    """Digest of what changes the meaning of data; paths, notes and authorizations do not."""
-    data = msgspec.to_builtins(schema)
-    for table in [*data["sources"].values(), data["profile"] or {}]:
+    """Digest of what changes the meaning of data; paths, notes and authorizations do not.
+
+    Keys at their default do not count, so that a later version's new keys change no fingerprint.
+    """
+    data = schema_to_dict(schema)
+    for table in [*data.get("sources", {}).values(), data.get("profile", {})]:
         table.pop("path", None)
         table.pop("authorization", None)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -53,7 +53,9 @@ class Plan:
     def of(cls, columns: Sequence[tuple[int, AggregateColumn]]) -> Plan:
         """The plan of some columns with their places in the output."""
         grouped: dict[tuple[int, str], list[tuple[int, AggregateColumn]]] = {}
-        ratios, numbers, codes = [], [], []
+        ratios: list[tuple[int, AggregateColumn]] = []
+        numbers: list[tuple[int, AggregateColumn]] = []
+        codes: list[tuple[int, AggregateColumn]] = []
         for j, c in columns:
             if c.block != "aggregate":
                 (codes if c.kind == "code" else numbers).append((j, c))

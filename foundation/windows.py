@@ -151,22 +151,28 @@ class WindowSampler:
         timeline: Timeline,
         pool: CutPool,
         entities: np.ndarray,
-        batch_size: int,
+        batch_events: int,
         max_events: int,
         queries: int,
         seed: int,
     ) -> None:
-        """`entities` ([.] int64): those to draw from; those without events are left out."""
+        """`entities` ([.] int64): those to draw from; those without events are left out.
+
+        A batch holds windows of like length and at most `batch_events` places, padding included:
+        histories of very different length in one batch were five times as much padding as events.
+        """
         self.offsets, self.pool = timeline.offsets, pool
         has_cuts = np.diff(pool.offsets)[entities] > 0
         self.entities = np.asarray(entities, dtype=np.int64)[has_cuts]
-        self.batch_size = min(batch_size, max(len(self.entities), 1))
+        length = (self.offsets[self.entities + 1] - self.offsets[self.entities]).astype(np.int64)
+        self.length = np.minimum(np.maximum(length, 1), max_events)
+        self.first = _batch_starts(np.sort(self.length), max(batch_events, 1))
         self.max_events, self.queries, self.seed = max_events, queries, seed
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every entity is met about once."""
-        return max(1, -(-len(self.entities) // self.batch_size))
+        """Steps in which every entity is met once."""
+        return max(1, len(self.first) - 1)
 
     def plan(self, step: int) -> Plan:
         """Windows and queries of step `step`, whatever was asked before."""
@@ -183,11 +189,12 @@ class WindowSampler:
         return Plan(start, stop, cuts, fresh)
 
     def _order(self, step: int) -> np.ndarray:
-        """Rows of the step's entities in the epoch's permutation; the last batch wraps around."""
+        """Rows of the step's entities: sorted by length with some noise, batches in random order."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.entities))
-        rows = np.arange(at * self.batch_size, (at + 1) * self.batch_size) % len(self.entities)
-        return order[rows]
+        rng = np.random.default_rng([self.seed, 2, epoch])
+        order = np.argsort(self.length * (0.85 + 0.3 * rng.random(len(self.length))), kind="stable")
+        batch = int(rng.permutation(self.steps_per_epoch)[at])
+        return order[self.first[batch] : self.first[batch + 1]]
 
     def _cuts_inside(
         self,
@@ -216,6 +223,21 @@ class WindowSampler:
             good = np.concatenate([good, np.zeros((len(cuts), missing), bool)], axis=1)
         cuts = np.where(good, cuts, np.where(good[:, :1], cuts[:, :1], anchor[:, None]))
         return cuts, good
+
+
+def _batch_starts(length: np.ndarray, places: int) -> np.ndarray:
+    """Where batches begin among ascending lengths, so that rows times longest stays near `places`.
+
+    Returns:
+        [batches + 1] int64 positions, the last one len(length).
+    """
+    starts = [0]
+    while starts[-1] < len(length):
+        at = starts[-1]
+        rows = np.arange(1, len(length) - at + 1)
+        fits = int((rows * length[at:] <= places).sum())
+        starts.append(at + max(fits, 1))
+    return np.array(starts, dtype=np.int64)
 
 
 class WindowBatches:

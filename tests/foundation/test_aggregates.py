@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foundation import history, panels
 from foundation.aggregates import AggregateSpec
 from foundation.errors import ArtifactError, DataError
 from foundation.history import DAY_US, build_profile, build_timeline, cut
@@ -198,6 +199,31 @@ def test_one_entity_inline_equals_the_file():
             timeline=single, ids=IDS[s : s + 1], as_of=AS_OF[s : s + 1], context=CONTEXT[s : s + 1]
         )
         assert part[0].tobytes() == batch[s].tobytes()
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.integers(0, 2**31))
+def test_few_rows_take_another_path_to_the_same_bytes(seed: int):
+    frames = make_frames(seed)
+    ids, as_of, context = make_samples(seed, 8)
+    few = values(timeline=build_timeline(SCHEMA, frames), ids=ids, as_of=as_of, context=context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "SMALL", -1)
+        patch.setattr(panels, "SMALL", -1)
+        patch.setattr(panels, "SEQUENCE_VALUES", 1)
+        timeline = build_timeline(SCHEMA, frames)
+        many = values(timeline=timeline, ids=ids, as_of=as_of, context=context)
+    assert few.tobytes() == many.tobytes()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sets(st.integers(0, len(SPEC.columns) - 1)))
+def test_asking_for_some_columns_changes_none_of_them(wanted: set[int]):
+    only = frozenset(SPEC.names[j] for j in wanted)
+    part = SPEC.compute(TIMELINE, cut(TIMELINE, IDS, AS_OF), PROFILE, IDS, CONTEXT, only=only)
+    at = sorted(wanted)
+    assert part[:, at].tobytes() == values()[:, at].tobytes()
+    assert np.isnan(np.delete(part, at, axis=1)).all()
 
 
 @settings(deadline=None, max_examples=8)

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foundation import history
 from foundation.history import (
     build_profile,
     build_timeline,
@@ -172,21 +174,62 @@ def test_entity_codes(ids: list[str], split: int) -> None:
     assert [names[int(c)] for c in np.concatenate(codes)] == ids
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(ENTITIES), st.none() | st.integers(0, 5)), max_size=12),
-    SAMPLES,
+PROFILE_ROWS = st.lists(
+    st.tuples(st.sampled_from(ENTITIES), st.none() | st.integers(0, 5)), max_size=12
 )
-def test_latest_profile_equals_oracle(
-    rows: list[tuple[str, int | None]], samples: list[tuple[str, int]]
-) -> None:
-    frame = pl.DataFrame(
+
+
+def profile_frame(rows: list[tuple[str, int | None]]) -> pl.DataFrame:
+    return pl.DataFrame(
         {
             "entity_id": pl.Series([r[0] for r in rows], dtype=pl.String),
             "known_at": pl.Series([r[1] for r in rows], dtype=pl.Int64).cast(pl.Datetime("us")),
             "n": pl.Series(range(len(rows)), dtype=pl.Int64),
         }
     )
-    profile = build_profile(frame)
+
+
+@settings(deadline=None, max_examples=40)
+@given(EVENTS, SAMPLES, PROFILE_ROWS)
+def test_few_rows_take_another_path_to_the_same_bytes(
+    events: list[tuple], samples: list[tuple[str, int]], rows: list[tuple[str, int | None]]
+) -> None:
+    ids, at = pl.Series([s[0] for s in samples]), np.array([s[1] for s in samples])
+
+    def everything() -> list[tuple]:
+        timeline, profile = (
+            build_timeline(SCHEMA, frames(events)),
+            build_profile(profile_frame(rows)),
+        )
+        made = cut(timeline, ids, at)
+        arrays = (
+            timeline.offsets,
+            timeline.known_us,
+            timeline.event_us,
+            timeline.source,
+            timeline.row,
+            made.entity,
+            made.start,
+            made.stop,
+            profile.offsets,
+            profile.known_us,
+            latest_profile(profile, ids, at),
+        )
+        listed = [timeline.entity_ids, profile.entity_ids, *profile.frame.get_columns()]
+        found = [(str(a.dtype), a.tobytes()) for a in arrays]
+        return found + [(str(c.dtype), c.name, c.to_list()) for c in listed]
+
+    few = everything()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "SMALL", -1)
+        assert everything() == few
+
+
+@given(PROFILE_ROWS, SAMPLES)
+def test_latest_profile_equals_oracle(
+    rows: list[tuple[str, int | None]], samples: list[tuple[str, int]]
+) -> None:
+    profile = build_profile(profile_frame(rows))
     at = np.array([s[1] for s in samples])
     found = latest_profile(profile, pl.Series([s[0] for s in samples]), at)
     got = [None if row < 0 else profile.frame["n"][int(row)] for row in found]

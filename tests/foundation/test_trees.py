@@ -72,6 +72,18 @@ def test_onnx_equals_lightgbm_on_thresholds_and_gaps(holes: float):
         assert np.abs(runner.run(["y"], {"x": x[rows]})[0] - batch[rows]).max() <= 1e-6
 
 
+def test_the_graph_says_what_its_trees_split_on():
+    models = [[float32_thresholds(make_booster(k))] for k in range(2)]
+    runner = session(boosters_to_onnx(models, 5))
+    listed = runner.get_modelmeta().custom_metadata_map["features"].split()
+    split = {int(f) for m in models for b in m for t in read_trees(b) for f in t.feature}
+    assert [int(f) for f in listed] == sorted(split)
+    x = hard_rows([b for m in models for b in m], 5, 3)
+    blank = x.copy()
+    blank[:, [k for k in range(5) if k not in split]] = np.nan
+    assert runner.run(None, {"x": blank})[0].tobytes() == runner.run(None, {"x": x})[0].tobytes()
+
+
 def test_rounding_thresholds_keeps_every_float32_prediction():
     booster = make_booster(5)
     rounded = float32_thresholds(booster)

@@ -36,7 +36,10 @@ SCHEMA: dict[str, Any] = {
         "login": {
             "time_zone": "UTC",
             "delay": "1d",
-            "fields": {"device id": {"kind": "identifier", "sharing": True}, "note": {"kind": "text"}},
+            "fields": {
+                "device id": {"kind": "identifier", "sharing": True},
+                "note": {"kind": "text"},
+            },
         },
     },
     "profile": {"fields": {"age": {"kind": "number"}, "class": {"kind": "category"}}},
