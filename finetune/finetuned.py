@@ -44,10 +44,12 @@ class FineTuneSettings:
 
     Attributes:
         epochs: at most; how many is chosen on held-out entities.
+        patience: epochs without a better held-out loss after which the search stops.
         tokens: prompt tokens M. rank: of LoRA.
     """
 
-    epochs: int = 12
+    epochs: int = 10
+    patience: int = 2
     batch_size: int = 32
     learning_rate: float = 2e-3
     head_learning_rate: float = 5e-4
@@ -149,8 +151,10 @@ class TunedRecipe:
         kept, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
         rehearsal = self._start(table.take(kept), y[kept], weight[kept], groups[kept], seed)
         losses = [_loss(rehearsal, self.settings, table.take(held), y[held], weight[held])]
-        for _ in self._train(rehearsal, table.take(kept), y[kept], weight[kept], seed):
+        for epoch in self._train(rehearsal, table.take(kept), y[kept], weight[kept], seed):
             losses.append(_loss(rehearsal, self.settings, table.take(held), y[held], weight[held]))
+            if epoch + 1 - int(np.argmin(losses)) >= self.settings.patience:
+                break
         epochs = int(np.argmin(losses))
         model = self._start(table, y, weight, groups, seed)
         for _ in itertools.islice(self._train(model, table, y, weight, seed), epochs):

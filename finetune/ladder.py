@@ -1,7 +1,7 @@
 """The ladder: every recipe on the same folds, and which one to ship.
 
 Each recipe is fitted on the training side of identical repeated folds and judged on what it was
-not fitted on. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat,
+not fitted on; slow recipes see the first repeat only. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat,
 averaged over the repeats (averaging the scores first would credit a recipe with bagging it does
 not do). Comparisons are paired by row, errors clustered by entity.
 
@@ -204,6 +204,9 @@ def _run(
         return RecipeResult(recipe.name, "skipped", reason)
     if clock.left() <= 0:
         return RecipeResult(recipe.name, "skipped", f"the budget of {clock.minutes} min is spent")
+    if recipe.slow:
+        # One repeat of the same folds: pairs with every other recipe's mean loss row by row.
+        splits = [s for s in splits if s.repeat == 0]
     logits = np.full((max(s.repeat for s in splits) + 1, len(y)), np.nan)
     began = time.monotonic()
     for done, split in enumerate(splits):
