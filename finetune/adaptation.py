@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.building import GraphFiles, cross_fitted, leak_notes, make_builder
 from finetune.calibration import apply_calibration
 from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_record
@@ -164,6 +166,7 @@ def _write_package(
         network_targets=builder.network_targets,
         titles=builder.titles,
         metrics=result.metrics,
+        score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),
         lineage={
             "store_version": result.store_version,
             "backbone_fingerprint": backbone.run.get("fingerprint", ""),

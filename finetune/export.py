@@ -50,7 +50,8 @@ class PackageParts:
         fine_tuned: file name -> ONNX bytes of heads that read histories themselves, with weight.
         reference: [F] development reference of every column, for reasons.
         calibration, points, bands: see `finetune.calibration` and `Package.band`.
-        lineage: store version, fingerprints, seeds, code version, authorizations.
+        lineage: store version, fingerprints, seeds, code version.
+        score_quantiles: 101 quantiles of the development sample's scores, for PSI.
     """
 
     name: str
@@ -75,6 +76,7 @@ class PackageParts:
     titles: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
+    score_quantiles: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,7 @@ def _write_files(
         "points": parts.points,
         "bands": parts.bands,
         "reference": [None if np.isnan(v) else float(v) for v in parts.reference],
+        "score_quantiles": parts.score_quantiles,
         "metrics": parts.metrics,
         "files": files,
         **parts.lineage,

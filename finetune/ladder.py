@@ -1,9 +1,10 @@
 """The ladder: every recipe on the same folds, and which one to ship.
 
 Each recipe is fitted on the training side of identical repeated folds and judged on what it was
-not fitted on; slow recipes see the first repeat only. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat,
-averaged over the repeats (averaging the scores first would credit a recipe with bagging it does
-not do). Comparisons are paired by row, errors clustered by entity.
+not fitted on; slow recipes see the first repeat only. Log-loss, AUC and KS are those of the pooled
+out-of-fold scores of one repeat, averaged over the repeats (averaging the scores first would
+credit a recipe with bagging it does not do). Comparisons are paired by row, errors clustered by
+entity.
 
 Shapes: S samples, R repeats, D bootstrap draws.
 """

@@ -189,7 +189,7 @@ class WindowSampler:
         return Plan(start, stop, cuts, fresh)
 
     def _order(self, step: int) -> np.ndarray:
-        """Rows of the step's entities: sorted by length with some noise, batches in random order."""
+        """Rows of the step's entities: sorted by noisy length, batches in random order."""
         epoch, at = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng([self.seed, 2, epoch])
         order = np.argsort(self.length * (0.85 + 0.3 * rng.random(len(self.length))), kind="stable")

@@ -309,6 +309,29 @@ def score(
     click.echo(summary)
 
 
+@cli.command()
+@click.option("--package", "package_path", type=DIR, required=True)
+@click.option("--store", type=DIR, required=True)
+@click.option("--samples", type=FILE, required=True, help="Labelled samples of later windows.")
+@click.option("-o", "--output", type=DIR, required=True)
+@_quiet
+def backtest(package_path: Path, store: Path, samples: Path, output: Path, quiet: bool) -> None:
+    """Judge a package on labelled samples, overall and by month, point in time."""
+    from finetune.backtest import run_backtest
+
+    with Reporter(quiet).bar("score") as bar:
+        record = run_backtest(package_path, store, samples, output, progress=bar)
+    for row in [{"month": "all", **record}, *record["months"]]:
+        auc, ks = (f"{row[m]:.3f}" if row[m] is not None else "  -  " for m in ("auc", "ks"))
+        click.echo(
+            f"{row['month']:<8} n {row['n']:>7,}  bad rate {100 * row['bad_rate']:5.1f} %  "
+            f"AUC {auc}  KS {ks}  PSI {row['psi']:.3f}"
+        )
+    for note in record["notes"]:
+        click.echo(f"note: {note}")
+    click.echo(f"report {output / 'report.html'}")
+
+
 @cli.group()
 def package() -> None:
     """Look at packages."""
