@@ -96,7 +96,7 @@ def _report(
     manifest = package.manifest
     y, as_of_us = samples.y, samples.as_of_us
     last = manifest["label"]["as_of_last"]
-    out_of_time = samples.frame["as_of"].dt.strftime("%Y-%m-%dT%H:%M:%S").min() > last  # type: ignore[operator]
+    out_of_time = samples.frame["as_of"].dt.strftime("%Y-%m-%dT%H:%M:%S").min() > last
     return ReportContent(
         title=f"{manifest['channel']}: back-test",
         channel=manifest["channel"],
@@ -104,7 +104,9 @@ def _report(
         created_at=dt.datetime.now(dt.UTC),
         recipe=manifest["recipe"],
         why=manifest["why"],
-        sample=SampleFacts(y=y, as_of_us=as_of_us, thin=thin),
+        sample=SampleFacts(
+            y=y, as_of_us=as_of_us, thin=thin if package.schema.sources else None
+        ),
         evaluation=EvaluationFacts(
             name="back-test samples", kind="test", y=y, as_of_us=as_of_us, score=score,
             out_of_time=bool(out_of_time), reference_score=development,

@@ -61,7 +61,7 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
         created_at=dt.datetime.now(dt.UTC),
         recipe=model.chosen,
         why=model.why,
-        sample=_sample_facts(samples, table),
+        sample=_sample_facts(samples, table, bool(result.backbone.schema.sources)),
         windows=_windows(result),
         ladder=_ladder(result),
         ladder_basis=_basis(model, samples),
@@ -82,7 +82,7 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
     )
 
 
-def _sample_facts(samples: Samples, table: FeatureTable) -> SampleFacts:
+def _sample_facts(samples: Samples, table: FeatureTable, has_events: bool) -> SampleFacts:
     label = samples.frame["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     channels = samples.frame["channel"]
     several = channels.n_unique() > 1
@@ -90,14 +90,14 @@ def _sample_facts(samples: Samples, table: FeatureTable) -> SampleFacts:
         y=label,
         as_of_us=samples.as_of_us,
         channel=channels.fill_null("none").to_list() if several else None,
-        thin=table.thin,
+        thin=table.thin if has_events else None,
     )
 
 
 def _windows(result: Adaptation) -> list[WindowFacts]:
     out = []
     until = result.backbone.run.get("until")
-    if until:
+    if until and result.backbone.run.get("last_known_us") is not None:
         out.append(
             WindowFacts(
                 name="pretraining",
