@@ -169,7 +169,7 @@ def _write_package(
         score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),
         lineage={
             "store_version": result.store_version,
-            "backbone_fingerprint": backbone.run.get("fingerprint", ""),
+            "backbone_fingerprint": backbone.fingerprint,
             "backbone_until": backbone.run.get("until"),
             "code_version": backbone.run.get("riskfm", ""),
             "seed": result.settings.seed,

@@ -33,7 +33,8 @@ def make_builder(
 ) -> tuple[FeatureBuilder, GraphFiles]:
     """The feature builder of a backbone; its network and forecasters run as ONNX from here on.
 
-    Context columns are known only now: their levels and bins come from the training samples.
+    Context columns are known only now: the levels of the plain columns come from the training
+    samples. The network was pretrained without context and reads it as unknown.
     """
     tokenizer, spec = backbone.tokenizer, backbone.spec
     if backbone.schema.context and samples is not None:
@@ -67,6 +68,7 @@ def make_builder(
         boosted_targets=boosted_targets,
         network_targets=network_targets,
         titles=titles,
+        max_events=backbone.run["config"]["max_events"],
     )
     return builder, GraphFiles(history, forecasters)
 

@@ -113,8 +113,13 @@ def write_package(
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     package = Package.load(partial)
     parity = prove(package, population, rows, expected)
-    shutil.rmtree(path, ignore_errors=True)
+    # The old package stands until the new one is proved, and is moved aside, not emptied in place.
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.replace(old)
     partial.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
     return package, parity
 
 

@@ -340,6 +340,7 @@ def _lineage(result: Adaptation) -> dict[str, str]:
     out = {
         "event store version": str(result.store_version),
         "schema fingerprint": str(run.get("schema_fingerprint", "")),
+        "backbone fingerprint": result.backbone.fingerprint,
         "tokenizer fingerprint": result.backbone.tokenizer.fingerprint,
         "backbone known until": str(run.get("until", "")),
         "code version": str(run.get("riskfm", "")),

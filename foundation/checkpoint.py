@@ -10,6 +10,7 @@ else as JSON in the header. Nothing in them can run code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ class Backbone:
     spec: AggregateSpec
     forecasters: Any
     run: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that makes a feature: weights, tokenizer, columns, forecasters."""
+        found = hashlib.sha256()
+        names = [self.path / n for n in (CONFIG, WEIGHTS, TOKENIZER, AGGREGATES, FORECASTERS)]
+        for file in [*names, *sorted((self.path / "forecasters").glob("*.txt"))]:
+            if file.is_file():
+                found.update(file.name.encode() + b"\0" + file.read_bytes())
+        return found.hexdigest()[:16]
 
 
 def load_backbone(path: str | Path, network: bool = True) -> Backbone:

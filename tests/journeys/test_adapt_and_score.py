@@ -16,6 +16,7 @@ from finetune.file_scoring import population_of, score_file
 from finetune.modelling import AdaptSettings
 from finetune.package import Package
 from finetune.samples import read_samples
+from foundation.checkpoint import load_backbone
 from foundation.errors import ArtifactError, ParityError, SampleError
 from foundation.store import EventStore
 from serving.progress import Reporter
@@ -126,6 +127,14 @@ def test_golden_rows_that_do_not_reproduce_are_refused(adapted: Path) -> None:
     package.golden["scores"] = [s + 0.01 for s in package.golden["scores"]]
     with pytest.raises(ParityError):
         package.check_golden()
+
+
+def test_the_manifest_names_its_backbone(world: World, adapted: Path) -> None:
+    manifest = Package.load(adapted / "package").manifest
+    backbone = load_backbone(world.backbone)
+    assert re.fullmatch("[0-9a-f]{16}", manifest["backbone_fingerprint"])
+    assert manifest["backbone_fingerprint"] == backbone.fingerprint
+    assert manifest["max_events"] == 64  # as the backbone was trained, not the default
 
 
 def test_golden_rows_carry_no_entity_id(adapted: Path) -> None:
