@@ -4,7 +4,8 @@ A token's embedding is looked up by the hash of its text (two rows of a fixed ta
 field's embedding (kind + role + hashed name), so that another schema's tokenizer plugs in without
 a new weight. The table of all codes is built once per step (or once per model in an exported
 graph); every slot of every event is then a single lookup. Slots pass a gate of their field, a
-non-linearity and a sum (deep sets, Zaheer et al. 2017), the sum a small MLP.
+non-linearity and a sum (deep sets, Zaheer et al. 2017), the sum a small MLP. Only numbers have a
+position in their bin, so that columns without numbers are sums of looked-up rows.
 
 Shapes: K slots of an event, V codes, S slots of the schema, M knots of the continuous value, E slot
 width, D width, X extra columns.
@@ -12,15 +13,16 @@ width, D width, X extra columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.attention import RMSNorm
+from foundation.attention import RMSNorm, swiglu
 from foundation.schema import ROLES
 from foundation.vocabulary import SLOT_KINDS
 
@@ -29,6 +31,23 @@ if TYPE_CHECKING:
 
 KINDS = (*SLOT_KINDS, "source")
 _WIDE = 2**31
+NUMBER = SLOT_KINDS.index("number")
+
+
+class Tables(NamedTuple):
+    """What codes and sources mean, computed once per step.
+
+    Attributes:
+        code: [V, E] a code's embedding with its field's; the row of code 0 is zero.
+        scale: [V, E] what its field makes of a position within a bin; zero for code 0.
+        still: [V, E] a slot without position after the non-linearity.
+        source: [sources, E] embeddings of sources.
+    """
+
+    code: torch.Tensor
+    scale: torch.Tensor
+    still: torch.Tensor
+    source: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -120,33 +139,43 @@ class TokenTable(nn.Module):
         """[sources, E] embeddings of sources by hashed name."""
         return self.kinds.weight[KINDS.index("source")] + self.names(layout["source_name"]).sum(1)
 
-    def forward(self, layout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per code its embedding with its field's, and the scale of its field on values.
-
-        Returns:
-            Two tensors [V, E]; rows of code 0 are zero.
-        """
-        fields = self.fields(layout)
-        gate, scale = self.field_gate(fields).chunk(2, dim=-1)
+    def forward(self, layout: dict[str, torch.Tensor]) -> Tables:
+        """The tables of a layout."""
+        fields, sources = self.fields(layout), self.sources(layout)
         slot = layout["code_slot"]
-        present = (torch.arange(len(slot), device=slot.device) > 0).to(fields.dtype)[:, None]
         if not len(fields):
             empty = fields.new_zeros((len(slot), fields.shape[-1]))
-            return empty, empty
+            return Tables(empty, empty, empty, sources)
+        gate, scale = self.field_gate(fields).chunk(2, dim=-1)
+        present = (torch.arange(len(slot), device=slot.device) > 0).to(fields.dtype)[:, None]
         table = self.hashes(layout["code_rows"]).sum(1) + fields[slot]
-        return table * (2 * torch.sigmoid(gate))[slot] * present, (1 + scale)[slot] * present
+        table = table * (2 * torch.sigmoid(gate))[slot] * present
+        scale = (1 + scale)[slot] * present
+        nowhere = self.value(self._features(table.new_zeros(1)))
+        return Tables(table, scale, F.silu(table + nowhere * scale), sources)
 
     def slots(
-        self, tables: tuple[torch.Tensor, torch.Tensor], code: torch.Tensor, value: torch.Tensor
+        self, tables: Tables, code: torch.Tensor, value: torch.Tensor, numbers: Sequence[int]
     ) -> torch.Tensor:
         """[..., E]: the sum of an event's slots after a non-linearity.
 
         Args:
             code: [..., K] int64; value: [..., K] float32 position in [0, 1].
+            numbers: the columns of K that may hold numbers; of others no position is read.
         """
-        table, scale = tables
-        continuous = self.value(self._features(value)) * F.embedding(code, scale)
-        return F.silu(F.embedding(code, table) + continuous).sum(-2)
+        columns = int(code.shape[-1])
+        still = [k for k in range(columns) if k not in set(numbers)]
+        total = None
+        if still:
+            total = _sum_of_rows(tables.still, _columns(code, still))
+        if len(still) < columns:
+            code, value = _columns(code, numbers), _columns(value, numbers)
+            moved = self.value(self._features(value)) * F.embedding(code, tables.scale)
+            found = F.silu(F.embedding(code, tables.code) + moved).sum(-2)
+            total = found if total is None else total + found
+        if total is None:
+            return tables.still.new_zeros((*code.shape[:-1], tables.still.shape[-1]))
+        return total
 
     def _features(self, value: torch.Tensor) -> torch.Tensor:
         """[..., 2M]: hats between knots and cosines of a position in [0, 1].
@@ -159,12 +188,36 @@ class TokenTable(nn.Module):
         return torch.cat([hats, waves], dim=-1)
 
 
+def number_columns(layout: Layout) -> tuple[list[int], list[int]]:
+    """Columns of events, and of queries, that hold numbers of any source."""
+    numbers = layout.slot_kind == NUMBER
+    event = layout.slot_owner >= 0
+    return (
+        sorted({int(k) for k in layout.slot_column[numbers & event]}),
+        sorted({int(k) for k in layout.slot_column[numbers & ~event]}),
+    )
+
+
+def _columns(x: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
+    """Some columns of [..., K]; all of them as they are."""
+    if len(columns) == x.shape[-1]:
+        return x
+    return x[..., torch.tensor(columns, device=x.device)]
+
+
+def _sum_of_rows(table: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    """[..., E]: rows of [V, E] summed over the last axis of `code` [..., K]."""
+    if torch.jit.is_tracing():
+        return F.embedding(code, table).sum(-2)
+    flat = code.reshape(-1, code.shape[-1])
+    return F.embedding_bag(flat, table, mode="sum").view(*code.shape[:-1], table.shape[-1])
+
+
 class Fusion(nn.Module):
     """What stands in one position, slots and extra columns, to one vector of width D."""
 
     def __init__(self, slot_width: int, width: int, hidden: int, extra: int) -> None:
         super().__init__()
-        self.hidden = hidden
         self.extra = nn.Linear(extra, slot_width)
         self.norm = RMSNorm(slot_width)
         self.mix_in = nn.Linear(slot_width, 2 * hidden)
@@ -174,5 +227,4 @@ class Fusion(nn.Module):
     def forward(self, slots: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
         """[..., E] slots (with the source) and [..., X] extra columns to [..., D]."""
         mixed = self.norm(slots + self.extra(extra))
-        gate, inner = self.mix_in(mixed).split(self.hidden, dim=-1)
-        return self.mix_out(F.silu(gate) * inner) + self.skip(mixed)
+        return self.mix_out(swiglu(self.mix_in(mixed))) + self.skip(mixed)

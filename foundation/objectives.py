@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from foundation import strict
 from foundation.backbone import INPUTS, BackboneOutput, RiskBackbone, RiskBackboneConfig
+from foundation.event_encoder import Tables
 
 TOKENS = ("source", "code", "value", "extra")
 
@@ -103,11 +104,11 @@ class Objectives(nn.Module):
         if c.forecast and batch.outcomes.shape[-1]:
             losses["forecast"] = forecast_loss(out.forecasts, batch.outcomes)
         if c.activity and self.horizons:
-            losses["activity"] = self.activity(model, out, batch)
+            losses["activity"] = self.activity(out, batch)
         if c.masked_event:
-            losses["masked_event"] = self.masked_event(model, batch)
+            losses["masked_event"] = self.masked_event(model, out.tables, batch)
         if c.coles:
-            losses["coles"] = self.coles(model, batch)
+            losses["coles"] = self.coles(model, out.tables, batch)
         zero = out.query.sum() * 0.0
         losses["loss"] = sum((getattr(c, n) * v for n, v in losses.items()), start=zero)
         return losses
@@ -121,21 +122,22 @@ class Objectives(nn.Module):
         alike; sources weigh by how often they occur.
         """
         inputs, length = batch.inputs, batch.length
-        steps = torch.arange(out.events.shape[1] - 1, device=length.device)
+        steps = torch.arange(out.events.shape[1], device=length.device)
         chosen = self._some((steps < length[:, None] - 1).flatten().nonzero()[:, 0])
         if len(chosen) == 0:
             return out.events.sum() * 0.0
-        state = out.events[:, :-1].flatten(0, 1)[chosen]
-        source = inputs["source"][:, 1:].flatten()[chosen]
-        code = inputs["code"][:, 1:].flatten(0, 1)[chosen]
-        gap = (inputs["days"][:, 1:] - inputs["days"][:, :-1]).flatten()[chosen]
+        state = out.events.flatten(0, 1).index_select(0, chosen)
+        source = inputs["source"].flatten()[chosen + 1]
+        code = inputs["code"].flatten(0, 1)[chosen + 1]
+        days = inputs["days"].flatten()
+        gap = days[chosen + 1] - days[chosen]
         bins = torch.bucketize(gap, self.gap_edges)
         loss = F.cross_entropy(self.gap_head(state), bins) / math.log(len(self.gap_edges) + 1)
-        sources = model.sources()
+        sources = out.tables.source
         if len(sources) > 1:
             logits = self.source_head(state) @ sources.T
             loss = loss + F.cross_entropy(logits, source) / math.log(len(sources))
-        return loss + self._tokens(model, state, source, code)
+        return loss + self._tokens(model, out.tables, state, source, code)
 
     def _some(self, positions: torch.Tensor) -> torch.Tensor:
         """At most `positions` of them, evenly spread."""
@@ -146,14 +148,19 @@ class Objectives(nn.Module):
         return positions[every * len(positions) // limit]
 
     def _tokens(
-        self, model: RiskBackbone, state: torch.Tensor, source: torch.Tensor, code: torch.Tensor
+        self,
+        model: RiskBackbone,
+        tables: Tables,
+        state: torch.Tensor,
+        source: torch.Tensor,
+        code: torch.Tensor,
     ) -> torch.Tensor:
         """Mean scaled cross entropy of every slot of events of known source.
 
         Args:
             state: [M, D]; source: [M]; code: [M, K].
         """
-        layout, table = model.layout, model.tables()[0]
+        layout, table = model.layout, tables.code
         wanted = self.code_head(state)
         total = state.sum() * 0.0
         owner, column = layout["slot_owner"].tolist(), layout["slot_column"].tolist()
@@ -163,26 +170,26 @@ class Objectives(nn.Module):
             slots = [s for s, o in enumerate(owner) if o == index]
             if len(rows) == 0:
                 continue
-            mine, seen = wanted[rows], code[rows]
+            every = len(rows) == len(source)
+            mine = wanted if every else wanted.index_select(0, rows)
+            seen = code if every else code[rows]
             for s in slots:
                 first = int(layout["slot_first"][s])
                 codes = layout["slot_codes"][first : first + sizes[s]]
-                logits = mine @ table[codes].T
+                logits = mine @ table.index_select(0, codes).T
                 nats = F.cross_entropy(
                     logits, layout["code_local"][seen[:, column[s]]], reduction="sum"
                 )
                 total = total + nats / (math.log(sizes[s]) * len(slots))
         return total / len(state)
 
-    def activity(
-        self, model: RiskBackbone, out: BackboneOutput, batch: TrainingBatch
-    ) -> torch.Tensor:
+    def activity(self, out: BackboneOutput, batch: TrainingBatch) -> torch.Tensor:
         """Any event (BCE) and log count (squared error) per source and horizon."""
         counts = batch.activity
         seen = ~counts.isnan()
         counts = counts.nan_to_num(0.0)
         shape = (*counts.shape[:2], self.horizons, 2, -1)
-        said = self.activity_head(out.query).view(shape) @ model.sources().T
+        said = self.activity_head(out.query).view(shape) @ out.tables.source.T
         said = said + self.activity_bias[:, :, None]
         anything = F.binary_cross_entropy_with_logits(
             said[..., 0, :], (counts > 0).to(said.dtype), reduction="none"
@@ -190,30 +197,34 @@ class Objectives(nn.Module):
         amount = (said[..., 1, :] - torch.log1p(counts)) ** 2
         return ((anything + 0.5 * amount) * seen).sum() / seen.sum().clamp(min=1)
 
-    def masked_event(self, model: RiskBackbone, batch: TrainingBatch) -> torch.Tensor:
+    def masked_event(
+        self, model: RiskBackbone, tables: Tables, batch: TrainingBatch
+    ) -> torch.Tensor:
         """Tokens of hidden events from those around (bidirectional) or before (causal)."""
         inputs, length = batch.inputs, batch.length
-        events = model.encode_tokens(*(inputs[n] for n in TOKENS))
+        events = model.encode_tokens(*(inputs[n] for n in TOKENS), tables=tables)
         steps = torch.arange(events.shape[1], device=length.device)
         lot = torch.rand(events.shape[:2], generator=_generator(batch.seed)).to(length.device)
         hidden = (lot < self.config.mask_share) & (steps < length[:, None])
         if not bool(hidden.any()):
             return events.sum() * 0.0
         events = torch.where(hidden[..., None], self.mask_token.to(events.dtype), events)
-        queries = model.encode_queries(*(inputs[f"query_{n}"] for n in ("code", "value", "extra")))
+        tokens = (inputs[f"query_{n}"] for n in ("code", "value", "extra"))
+        queries = model.encode_queries(*tokens, tables=tables)
         states, _ = model.contextualise(
             events, inputs["days"], queries, inputs["query_days"], inputs["query_position"]
         )
-        return self._tokens(model, states[hidden], inputs["source"][hidden], inputs["code"][hidden])
+        source, code = inputs["source"][hidden], inputs["code"][hidden]
+        return self._tokens(model, tables, states[hidden], source, code)
 
-    def coles(self, model: RiskBackbone, batch: TrainingBatch) -> torch.Tensor:
+    def coles(self, model: RiskBackbone, tables: Tables, batch: TrainingBatch) -> torch.Tensor:
         """Contrast of the mean states of two random sub-histories per entity (InfoNCE)."""
         usable = (batch.length >= 2 * self.config.coles_length).nonzero()[:, 0]
         if len(usable) < 2:
             return batch.inputs["value"].sum() * 0.0
         generator = _generator(batch.seed)
-        first = self._sub_history(model, batch, usable, generator)
-        second = self._sub_history(model, batch, usable, generator)
+        first = self._sub_history(model, tables, batch, usable, generator)
+        second = self._sub_history(model, tables, batch, usable, generator)
         logits = first @ second.T / self.config.coles_temperature
         same = torch.arange(len(usable), device=logits.device)
         return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
@@ -221,6 +232,7 @@ class Objectives(nn.Module):
     def _sub_history(
         self,
         model: RiskBackbone,
+        tables: Tables,
         batch: TrainingBatch,
         rows: torch.Tensor,
         generator: torch.Generator,
@@ -236,7 +248,7 @@ class Objectives(nn.Module):
         inside = steps < size[:, None]
         part = {n: inputs[n][rows[:, None], at] for n in (*TOKENS, "days")}
         part["days"] = part["days"] - part["days"][:, :1]
-        events = model.encode_tokens(*(part[n] for n in TOKENS))
+        events = model.encode_tokens(*(part[n] for n in TOKENS), tables=tables)
         queries = model.query_token.expand(len(rows), 1, -1)
         states, _ = model.contextualise(
             events, part["days"], queries, part["days"][:, :1], size[:, None]

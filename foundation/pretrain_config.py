@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import torch
 
 from foundation import strict
 from foundation.boosted import BoostSettings
@@ -118,3 +119,15 @@ def activity_horizons(config: PretrainConfig, schema: Schema) -> tuple[int, ...]
     """Horizons of the automatic targets in days."""
     declared = {h for o in schema.parsed_outcomes() for h in o.horizons} | {*schema.horizons_days}
     return config.activity_days or tuple(sorted(declared)) or (DEFAULT_ACTIVITY,)
+
+
+def shards_of(config: PretrainConfig) -> int:
+    """Parts of a batch for a configuration: its threads on a CPU, 1 where a batch stays whole.
+
+    Dropout draws from one generator for all threads, which would make runs differ; mixed precision
+    and accelerators have better use for a whole batch.
+    """
+    whole = (
+        config.model.dropout or config.precision != "32-true" or torch.accelerator.is_available()
+    )
+    return 1 if whole else config.threads

@@ -10,7 +10,9 @@ import logging
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from foundation import strict
 from foundation.backbone import RiskBackbone
 from foundation.checkpoint import load_state, save_state
 from foundation.objectives import Objectives, TrainingBatch
+from foundation.shards import Shards
 
 STATE = "trainer.safetensors"
 LINE_SECONDS = 15.0
@@ -66,13 +69,18 @@ class StateIO(CheckpointIO):
 
 
 class Steps(IterableDataset):
-    """Batches of the steps first, first + 1, ..., last - 1, made as they are asked for."""
+    """Batches of the steps first, first + 1, ..., last - 1, each made during the step before."""
 
     def __init__(self, make: Callable[[int], TrainingBatch], first: int, last: int) -> None:
         self.make, self.first, self.last = make, first, last
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        return (self.make(step) for step in range(self.first, self.last))
+        with ThreadPoolExecutor(1, thread_name_prefix="batch") as ahead:
+            waiting = deque(ahead.submit(self.make, k) for k in range(self.first, self.last)[:1])
+            for step in range(self.first, self.last):
+                if step + 1 < self.last:
+                    waiting.append(ahead.submit(self.make, step + 1))
+                yield waiting.popleft().result()
 
 
 class PretrainingModule(pl.LightningModule):
@@ -85,14 +93,20 @@ class PretrainingModule(pl.LightningModule):
         optimizer: OptimizerConfig,
         steps: int,
         seed: int,
+        shards: int = 1,
     ) -> None:
+        """`shards`: parts of a batch to work on side by side, see `pretrain_config.shards_of`."""
         super().__init__()
         self.model, self.objectives = model, objectives
         self.settings, self.steps, self.seed = optimizer, steps, seed
+        self.shards = Shards(shards) if shards > 1 else None
 
     def training_step(self, batch: TrainingBatch, index: int) -> torch.Tensor:
         torch.manual_seed(self.seed * 1_000_003 + batch.seed)
-        losses = self.objectives(self.model, batch)
+        if self.shards is not None:
+            losses = self.shards.losses(self.objectives, self.model, batch)
+        else:
+            losses = self.objectives(self.model, batch)
         self._log("train", losses, batch)
         self.log("events", float(batch.length.sum()), batch_size=len(batch.length))
         return losses["loss"]
@@ -136,7 +150,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
-        self.adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98))
+        self.adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), fused=True)
         super().__init__([*self.muon.param_groups, *self.adam.param_groups], {})
         self._share()
 
@@ -282,6 +296,9 @@ def train(
     quiet = logging.getLogger("pytorch_lightning")
     before = quiet.level
     quiet.setLevel(logging.ERROR)
+    threads = torch.get_num_threads()
+    if module.shards is not None:
+        torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
             _expected_warnings()
@@ -317,6 +334,9 @@ def train(
                 )
     finally:
         quiet.setLevel(before)
+        torch.set_num_threads(threads)
+        if module.shards is not None:
+            module.shards.close()
     return curve.rows
 
 

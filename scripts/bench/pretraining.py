@@ -22,11 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 from foundation.history import DAY_US, Timeline, build_timeline  # noqa: E402
 from foundation.objectives import Objectives  # noqa: E402
-from foundation.pretrain_config import load_pretrain_config  # noqa: E402
+from foundation.pretrain_config import load_pretrain_config, shards_of  # noqa: E402
 from foundation.pretraining import build_model, prepare  # noqa: E402
 from foundation.schema import Schema, schema_from_dict  # noqa: E402
+from foundation.shards import Shards  # noqa: E402
 from foundation.tokenizer import Tokenizer  # noqa: E402
-from foundation.training import PretrainingModule, make_optimizer  # noqa: E402
+from foundation.training import PretrainingModule, Steps, make_optimizer  # noqa: E402
 
 START = dt.datetime(2020, 1, 1)
 DAYS = 720
@@ -88,15 +89,22 @@ def main() -> None:
         model, Objectives(config.objectives, model.config), config.optimizer, 1000, config.seed
     )
     optimizer = make_optimizer(module, config.optimizer)
+    shards = Shards(shards_of(config)) if shards_of(config) > 1 else None
+    if shards is not None:
+        torch.set_num_threads(1)
     precision = torch.bfloat16 if config.precision.startswith("bf16") else None
     events, steps, used, begun = 0, 0, 0.0, time.perf_counter()
-    while time.perf_counter() - begun < arguments.seconds:
+    for batch in Steps(make, 0, 100_000):
+        if steps > 2 and time.perf_counter() - begun > arguments.seconds:
+            break
         if steps == 2:  # the first steps allocate
             events, begun, used = 0, time.perf_counter(), time.process_time()
-        batch = make(steps)
-        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
-            loss = module.objectives(model, batch)["loss"]
         optimizer.zero_grad()
+        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+            if shards is not None:
+                loss = shards.losses(module.objectives, model, batch)["loss"]
+            else:
+                loss = module.objectives(model, batch)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip)
         optimizer.step()
@@ -104,7 +112,7 @@ def main() -> None:
     elapsed, processor = time.perf_counter() - begun, time.process_time() - used
     weights = sum(p.numel() for p in model.parameters())
     print(
-        f"{config.name}: {weights:,} weights, {torch.get_num_threads()} threads, {steps} steps: "
+        f"{config.name}: {weights:,} weights, {config.threads} threads, {steps} steps: "
         f"{events / elapsed:,.0f} events/s ({events / processor:,.0f} per CPU second); "
         f"preparing {len(timeline):,} events took {prepared:.1f} s"
     )
