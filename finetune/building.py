@@ -33,8 +33,8 @@ def make_builder(
 ) -> tuple[FeatureBuilder, GraphFiles]:
     """The feature builder of a backbone; its network and forecasters run as ONNX from here on.
 
-    Context columns are known only now: the levels of the plain columns come from the training
-    samples. The network was pretrained without context and reads it as unknown.
+    Levels of context columns that no recorded decision has shown are known only now: the plain
+    columns take them from the training samples, the network reads them as unknown.
     """
     tokenizer, spec = backbone.tokenizer, backbone.spec
     if backbone.schema.context and samples is not None:

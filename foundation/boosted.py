@@ -24,6 +24,7 @@ import polars as pl
 
 from foundation import strict
 from foundation.aggregates import AggregateSpec
+from foundation.decisions import context_at, decision_sources
 from foundation.errors import ArtifactError
 from foundation.history import ProfileHistory, Timeline, cut
 from foundation.schema import Schema
@@ -207,6 +208,7 @@ def fit_forecasters(
 
     Args:
         timeline: events of the entities that may be learned from, and of no others.
+        profile: with the applications of recorded decisions, see foundation.decisions.
         until_us: only events known before it are read.
         spec: aggregates whose columns are the features.
     """
@@ -235,7 +237,8 @@ def fit_forecasters(
         chosen = np.sort(rng.choice(len(entity), settings.max_rows, replace=False))
         entity, cut_us = entity[chosen], cut_us[chosen]
     ids = timeline.entity_ids[entity]
-    x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids)
+    context = context_at(timeline, entity, cut_us)
+    x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids, context)
     y = outcome_targets(timeline, outcomes, entity, cut_us, until_us, exposed=True)
     cards = [
         TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)
@@ -249,17 +252,6 @@ def anchored_share(schema: Schema, settings: BoostSettings) -> float:
         return min(settings.anchored, 1.0)
     dated = schema.profile is not None and bool(schema.profile.valid_time)
     return 1.0 if schema.context or dated else 0.0
-
-
-def decision_sources(schema: Schema) -> tuple[int, ...]:
-    """Sources that record decisions: they share two or more fields with what is decided on.
-
-    That is the context columns and a dated profile, such as an application beside earlier loans.
-    """
-    dated = schema.profile is not None and bool(schema.profile.valid_time)
-    asked = set(schema.context) | (set(schema.profile_fields) if dated else set())
-    sources = enumerate(schema.sources.values())
-    return tuple(k for k, source in sources if len(asked & set(source.fields)) >= 2)
 
 
 def train(

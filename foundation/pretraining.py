@@ -32,6 +32,7 @@ from foundation.checkpoint import (
     save_weights,
     write_json,
 )
+from foundation.decisions import context_at, decision_cuts, with_applications
 from foundation.errors import ArtifactError, DataError
 from foundation.history import DAY_US, ProfileHistory, Timeline
 from foundation.objectives import Objectives, TrainingBatch, training_batch
@@ -40,6 +41,7 @@ from foundation.pretrain_config import (
     activity_horizons,
     checked,
     load_pretrain_config,
+    shards_of,
 )
 from foundation.run_record import PARTIAL, card, close_work, open_work, versions
 from foundation.schema import Schema, fingerprint, schema_to_dict
@@ -176,8 +178,12 @@ def pretrain(
     }
     work = out_dir.with_name(out_dir.name + PARTIAL)
     open_work(work, facts, resume)
-    tokenizer = Tokenizer.fit(store.schema, timeline, profile)
-    spec = AggregateSpec.fit(store.schema, timeline, profile, until_us=until_us, seed=config.seed)
+    profile = with_applications(timeline, profile)
+    asked = context_at(timeline, *decision_cuts(timeline))
+    tokenizer = Tokenizer.fit(store.schema, timeline, profile, asked)
+    spec = AggregateSpec.fit(
+        store.schema, timeline, profile, asked, until_us=until_us, seed=config.seed
+    )
     say(f"tokenizer: {tokenizer.size:,} codes; {len(spec.columns):,} aggregate columns")
     forecasters = _forecasters(config, store.schema, timeline, profile, spec, until_us, say)
     network = None
@@ -230,7 +236,8 @@ def prepare(
     outcomes = timeline.schema.parsed_outcomes()
     horizons = activity_horizons(config, timeline.schema)
     shortest = int(min(horizons) * DAY_US * (1 - SLACK))
-    entity, cut_us = draw_cuts(timeline, until_us, config.cuts, config.seed, shortest)
+    decisions = decision_cuts(timeline)
+    entity, cut_us = draw_cuts(timeline, until_us, config.cuts, config.seed, shortest, decisions)
     pool = build_pool(
         timeline,
         entity,
@@ -238,7 +245,8 @@ def prepare(
         outcome_targets(timeline, outcomes, entity, cut_us, until_us),
         activity_counts(timeline, entity, cut_us, horizons, until_us),
     )
-    queries = tokenizer.encode_query(pool_cut(timeline, pool), timeline, profile)
+    context = context_at(timeline, entity, cut_us)
+    queries = tokenizer.encode_query(pool_cut(timeline, pool), timeline, profile, context)
     batches = WindowBatches(tokenizer.encode_events(timeline), queries, pool)
     held = held_out(timeline.entity_ids, config.validation_share)
     if not (~held).any():
@@ -276,7 +284,12 @@ def _network(
     make, validation, steps = prepare(config, timeline, profile, tokenizer, until_us)
     model = build_model(config, timeline.schema, tokenizer, unseen_extra(timeline))
     module = PretrainingModule(
-        model, Objectives(config.objectives, model.config), config.optimizer, steps, config.seed
+        model,
+        Objectives(config.objectives, model.config),
+        config.optimizer,
+        steps,
+        config.seed,
+        shards_of(config),
     )
     count = sum(p.numel() for p in model.parameters())
     say(f"network: {count:,} weights, {steps:,} steps")

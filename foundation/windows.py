@@ -64,12 +64,22 @@ class Plan:
 
 
 def draw_cuts(
-    timeline: Timeline, until_us: int, per_entity: int, seed: int, shortest_us: int
+    timeline: Timeline,
+    until_us: int,
+    per_entity: int,
+    seed: int,
+    shortest_us: int,
+    decisions: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut times of every entity with events: a third each of grid, event and random moments.
 
-    Every cut lies after the entity's first known event and not after `until`; random moments lie
-    where the shortest horizon can mature, if the history reaches back that far.
+    Where an entity has recorded decisions, those take the place of grid and event moments: what
+    will be scored is a decision, too. Every cut lies after the entity's first known event and not
+    after `until`; random moments lie where the shortest horizon can mature, if the history reaches
+    back that far.
+
+    Args:
+        decisions: entity and moment [M] int64, sorted; from foundation.decisions.
 
     Returns:
         entity and cut_us, [S] int64 each, sorted by (entity, cut).
@@ -95,9 +105,33 @@ def draw_cuts(
     months = grid[(rng.random(shape) * reachable[:, None]).astype(np.int64)]
     kind = np.arange(per_entity) % 3
     cuts = np.select([kind == 0, kind == 1], [months, beside], anywhere)
+    if decisions is not None:
+        cuts = np.where(kind == 2, cuts, _at_decisions(cuts, decisions, entities, first, ceiling))
     cuts = np.clip(cuts, first[:, None] + 1, until_us)
     cuts.sort(axis=1)
     return np.repeat(entities, per_entity), cuts.ravel()
+
+
+def _at_decisions(
+    cuts: np.ndarray,
+    decisions: tuple[np.ndarray, np.ndarray],
+    entities: np.ndarray,
+    first: np.ndarray,
+    ceiling: np.ndarray,
+) -> np.ndarray:
+    """[rows, per entity] cuts, moved to decisions in turn where the entity has any in between.
+
+    Args:
+        first, ceiling: [rows] int64; decisions count after the one and up to the other.
+    """
+    row = np.searchsorted(entities, decisions[0])
+    usable = (decisions[1] > first[row]) & (decisions[1] <= ceiling[row])
+    row, moment = row[usable], decisions[1][usable]
+    begin = np.searchsorted(row, np.arange(len(entities)))
+    count = np.bincount(row, minlength=len(entities))
+    turn = begin[:, None] + np.arange(cuts.shape[1]) % np.maximum(count, 1)[:, None]
+    moment = np.append(moment, 0)
+    return np.where(count[:, None] > 0, moment[np.minimum(turn, len(moment) - 1)], cuts)
 
 
 def activity_counts(

@@ -15,11 +15,11 @@ from foundation.boosted import (
     Forecasters,
     TargetCard,
     anchored_share,
-    decision_sources,
     fit_forecasters,
     fold_of,
     train,
 )
+from foundation.decisions import decision_sources
 from foundation.errors import ArtifactError
 from foundation.history import build_timeline, cut
 from foundation.schema import schema_from_dict
