@@ -10,7 +10,10 @@ Shapes: S samples, F columns, T forecast targets, D width of the backbone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Event
 
 import numpy as np
 import onnxruntime as ort
@@ -25,6 +28,11 @@ from foundation.schema import Schema
 from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
 
 POOLINGS = ("query", "mean", "last")
+# Up to so many samples, of so many events at least, the history graph runs beside the aggregates,
+# which are then mostly Python: a request waits for the longer of the two. For files both use every
+# core already; for a short history waking a thread costs as much as the graph.
+BESIDE = 16
+WORTH_A_THREAD = 48
 Progress = Callable[[int, int], None]
 
 
@@ -126,6 +134,13 @@ class FeatureBuilder:
         """
         want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
         cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
+        states = bool(network and self.history and want & {"forecast", "embedding"})
+        histories = running = None
+        if states or keep_histories:
+            histories = self._histories(population, cut_)
+        few = len(cut_) <= BESIDE and int((cut_.stop - cut_.start).sum()) >= WORTH_A_THREAD
+        if histories is not None and states and few:
+            running = self._begin(histories, batch_size, progress)
         aggregates = self.spec.compute(
             population.timeline,
             cut_,
@@ -139,22 +154,42 @@ class FeatureBuilder:
         if forecast:
             run = boosted or self._boosted
             parts.append(run(aggregates).astype(np.float32))
-        histories = None
-        if network and self.history is not None and want & {"forecast", "embedding"}:
-            histories = self._histories(population, cut_)
-            states, forecasts = self._run_history(histories, batch_size, progress)
+        if histories is not None and states:
+            found = running.result() if running else self._run(histories, batch_size, progress)
             if self.network_targets:
-                parts.append(forecasts)
-            parts.append(states)
-            width = states.shape[1]
-        if keep_histories and histories is None:
-            histories = self._histories(population, cut_)
+                parts.append(found[1])
+            parts.append(found[0])
+            width = found[0].shape[1]
         return FeatureTable(
             self._column_list(forecast, width),
             np.concatenate(parts, axis=1),
             histories if keep_histories else None,
             thin=cut_.stop == cut_.start,
         )
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="history")
+
+    def _begin(
+        self, histories: Histories, batch_size: int, progress: Progress | None
+    ) -> Future[tuple[np.ndarray, np.ndarray]]:
+        """`_run` on a thread beside this one; returns once that thread is in the graph.
+
+        Without waiting for it, this thread's Python would hold the interpreter for its whole
+        switch interval before the graph began.
+        """
+        begun = Event()
+
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            try:
+                return self._run(histories, batch_size, progress, begun)
+            finally:
+                begun.set()
+
+        future = self._thread.submit(run)
+        begun.wait()
+        return future
 
     def _column_list(self, forecast: bool, width: int | None) -> tuple[Column, ...]:
         """Columns of a table with or without boosted forecasts and states; the same tuple again."""
@@ -195,10 +230,18 @@ class FeatureBuilder:
         )
         return Histories(events, cut_, queries, self.max_events)
 
-    def _run_history(
-        self, histories: Histories, batch_size: int, progress: Progress | None
+    def _run(
+        self,
+        histories: Histories,
+        batch_size: int,
+        progress: Progress | None,
+        begun: Event | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """States [S, 3 D] and forecast probabilities [S, T] from the ONNX graph."""
+        """States [S, 3 D] and forecast probabilities [S, T] from the ONNX graph.
+
+        Args:
+            begun: set right before the graph runs.
+        """
         assert self.history is not None
         total = len(histories.cut)
         outputs: dict[str, np.ndarray] = {}
@@ -209,6 +252,8 @@ class FeatureBuilder:
             histories.events, histories.cut, histories.queries, batch_size, histories.max_events
         ):
             feed = {k: v for k, v in batch.arrays().items() if k in inputs}
+            if begun is not None:
+                begun.set()
             for name, value in zip(names, self.history.run(None, feed), strict=True):
                 if name not in outputs:
                     outputs[name] = np.empty((total, value.shape[-1]), dtype=np.float32)

@@ -82,9 +82,11 @@ class TunedBackbone(nn.Module):
         )
         angles = model.rotary(_index(inputs["days"]), inputs["days"])
         queries, query_angles, seen = self.queries(inputs, events.shape[1])
-        for block in model.blocks:
+        *blocks, last = model.blocks
+        for block in blocks:
             events, keys = block.read(events, angles)
             queries = block.look(queries, keys, query_angles, seen)
+        queries = last.look(queries, last.keys(events, angles), query_angles, seen)
         return model.final_norm(queries)[:, -1]
 
     def queries(self, inputs: Batch, length: int) -> tuple[torch.Tensor, Any, torch.Tensor]:
@@ -244,9 +246,11 @@ def _frozen(model: TunedBackbone, batch: Batch) -> Any:
         )
         angles = backbone.rotary(_index(batch["days"]), batch["days"])
         keys = []
-        for block in backbone.blocks:
+        *blocks, last = backbone.blocks
+        for block in blocks:
             events, each = block.read(events, angles)
             keys.append(each)
+        keys.append(last.keys(events, angles))
     return batch, keys
 
 

@@ -2,8 +2,9 @@
 
 Inputs are those of `foundation.batching.HistoryBatch` with one query per history; B and L are
 dynamic. Outputs of the history graph, in this order: `query` [B, D], `mean` and `last` [B, D] of
-the event states the query may see (zero for a history without events), `forecasts` [B, T]
-probabilities. The tables of token embeddings are constants of the graph.
+the event states the query may see, as they enter the last block (zero for a history without
+events), `forecasts` [B, T] probabilities. The tables of token embeddings are constants of the
+graph.
 
 Shapes: B batch, L events, K slots, X and Y extra columns, P profile and context slots, D width,
 T forecast targets.
@@ -28,7 +29,7 @@ from foundation.errors import ParityError
 from foundation.tokenizer import Tokenizer
 
 OPSET = 18
-MASKED = -80.0
+MASKED = -60.0
 TOLERANCE = 1e-5
 OUTPUTS = ("query", "mean", "last", "forecasts")
 PROBES = ((1, 1), (3, 1), (1, 7), (5, 33), (2, 256))
@@ -44,7 +45,7 @@ class HistoryGraph(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         named = dict(zip(INPUTS, inputs, strict=True))
-        out = self.model(**named)
+        out = self.model(**named, queries_only=True)
         position = named["query_position"]
         steps = torch.arange(out.events.shape[1], device=position.device)
         inside = (steps < position)[..., None].to(out.events.dtype)
@@ -196,8 +197,9 @@ def _export(module: nn.Module, model: RiskBackbone, outputs: Sequence[str]) -> o
 def _finite_masks(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Replace the masks' minus infinity by `MASKED`.
 
-    ONNX Runtime's softmax works in denormal numbers over minus infinity, six times slower. Masked
-    weights become at most exp(MASKED + the spread of a row's scores), far under float32's
+    ONNX Runtime's softmax works in denormal numbers over minus infinity, six times slower, and so
+    does the product behind it where weights fall under 1e-38, which -80 left too little room for.
+    Masked weights become at most exp(MASKED + the spread of a row's scores), far under float32's
     resolution beside the others; the parity proofs and golden rows would show it otherwise.
     """
     for node in graph.graph.node:

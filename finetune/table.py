@@ -7,7 +7,8 @@ of its level as a float. A forecast column holds a probability.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -52,7 +53,6 @@ class FeatureTable:
     values: np.ndarray
     histories: Any = None
     thin: np.ndarray | None = None
-    _position: dict[str, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns = tuple(self.columns)
@@ -62,12 +62,17 @@ class FeatureTable:
             )
         if self.values.dtype != np.float32:
             raise InternalError(f"feature table values must be float32, not {self.values.dtype}")
-        self._position = {c.name: i for i, c in enumerate(self.columns)}
-        if len(self._position) != len(self.columns):
-            raise InternalError("feature table has two columns of one name")
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        """Column name -> place; made when first asked for, a request never asks."""
+        places = {c.name: i for i, c in enumerate(self.columns)}
+        if len(places) != len(self.columns):
+            raise InternalError("feature table has two columns of one name")
+        return places
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from foundation.schema import Schema
 from foundation.slots import (
     Slot,
     SlotColumn,
+    Words,
     context_slots,
     profile_slots,
     row_columns,
@@ -35,7 +36,10 @@ def fit_columns(
     """Every slot of a schema with the values to learn from, in order of global ids."""
     out: list[tuple[Slot, SlotColumn]] = []
     for source, name in enumerate(schema.source_names):
-        values = source_columns(timeline, source)
+        found = source_columns(timeline, source)
+        values: dict[str, SlotColumn] = {
+            k: v.series if isinstance(v, Words) else v for k, v in found.items()
+        }
         out += [(slot, values[slot.name]) for slot in source_slots(schema, name)]
     moment = until_us
     if moment is None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -58,6 +59,11 @@ class Timeline:
         """Timeline positions of a source's events, in timeline order."""
         return np.flatnonzero(self.source == source)
 
+    @cached_property
+    def read_columns(self) -> dict[int, Any]:
+        """Slot columns already read, by source; kept for requests, which read them twice."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -93,7 +99,7 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
         frame = frames.get(name)
         tables.append(empty_source(schema, name) if frame is None else frame)
     ids, codes = entity_codes(*(frame["entity_id"] for frame in tables))
-    if 0 < sum(map(len, tables)) <= SMALL:
+    if tables and sum(map(len, tables)) <= SMALL:
         entity, known, event, source, row = _merged_small(tables, codes)
     else:
         entity, known, event, source, row = _merged(tables, codes)

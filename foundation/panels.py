@@ -20,7 +20,7 @@ import polars as pl
 from foundation import strict
 from foundation.history import DAY_US, SMALL, Timeline
 from foundation.segments import Segments, divide, flat_rows
-from foundation.slots import SlotColumn, source_columns
+from foundation.slots import EventColumn, Words, source_columns
 
 # Values whose streaks are found in one pass: few calls for a request, little memory for a store.
 SEQUENCE_VALUES = 65_536
@@ -124,7 +124,7 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
     for k, row in enumerate(layout.numbers):
         numbers[k] = _number(row, values, event_us, opening)
     shape = (len(layout.categories), len(positions))
-    columns = [cast(pl.Series, values[c.slot]) for c in layout.categories]
+    columns = [cast("pl.Series | Words", values[c.slot]) for c in layout.categories]
     codes, raw = level_codes(columns, [c.levels for c in layout.categories])
     streaks, firsts = np.empty(shape), np.empty(shape)
     step = max(1, SEQUENCE_VALUES // max(1, len(positions)))
@@ -135,7 +135,7 @@ def build_panel(timeline: Timeline, layout: SourceLayout) -> Panel:
 
 
 def level_codes(
-    columns: Sequence[pl.Series], levels: Sequence[tuple[str, ...]]
+    columns: Sequence[pl.Series | Words], levels: Sequence[tuple[str, ...]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of several string columns of n rows in one query.
 
@@ -148,7 +148,8 @@ def level_codes(
         return np.zeros((0, size), dtype=np.int32), np.zeros((0, size), dtype=np.int64)
     if size <= SMALL:
         return _level_codes_small(columns, levels)
-    frame = pl.DataFrame([c.alias(str(k)) for k, c in enumerate(columns)])
+    series = [c.series if isinstance(c, Words) else c for c in columns]
+    frame = pl.DataFrame([c.alias(str(k)) for k, c in enumerate(series)])
     level = [pl.col(str(k)).cast(_enum(v), strict=False) for k, v in enumerate(levels)]
     value = [pl.col(str(k)).cast(pl.Categorical).alias(f"{k}v") for k in range(len(columns))]
     found = (
@@ -161,18 +162,16 @@ def level_codes(
 
 
 def _level_codes_small(
-    columns: Sequence[pl.Series], levels: Sequence[tuple[str, ...]]
+    columns: Sequence[pl.Series | Words], levels: Sequence[tuple[str, ...]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """`level_codes` by dictionaries."""
     level = np.empty((len(columns), len(columns[0])), dtype=np.int32)
     value = np.empty(level.shape, dtype=np.int64)
     for k, column in enumerate(columns):
-        places = _places(levels[k])
-        seen: dict[str | None, int] = {None: -1}
-        found = np.array([seen.setdefault(v, len(seen)) for v in column.to_list()], dtype=np.int64)
-        # Numbers of `seen` run 1, 2, ... in order of first sight; -1 takes the last place.
-        table = [-1, *(places.get(v, -1) for v in list(seen)[1:]), -2]
-        value[k], level[k] = found, np.array(table, dtype=np.int32)[found]
+        places, words = _places(levels[k]), Words.of(column)
+        # Code -1, missing, takes the last place.
+        table = [*(places.get(v, -1) for v in words.values), -2]
+        value[k], level[k] = words.code, np.array(table, dtype=np.int32)[words.code]
     return level, value
 
 
@@ -186,11 +185,11 @@ def _enum(levels: tuple[str, ...]) -> pl.Enum:
     return pl.Enum(levels)
 
 
-def as_float(column: SlotColumn) -> np.ndarray:
+def as_float(column: EventColumn) -> np.ndarray:
     """[n] float64, NaN where missing or infinite; strings parse as numbers where they can."""
-    floats = column
-    if isinstance(column, pl.Series):
-        floats = column.cast(pl.Float64, strict=False).to_numpy()
+    floats = column.series if isinstance(column, Words) else column
+    if isinstance(floats, pl.Series):
+        floats = floats.cast(pl.Float64, strict=False).to_numpy()
     return np.where(np.isfinite(floats), floats, np.nan)
 
 
@@ -203,7 +202,7 @@ def _previous(values: np.ndarray, opening: np.ndarray) -> np.ndarray:
 
 
 def _number(
-    row: NumberRow, values: dict[str, SlotColumn], event_us: np.ndarray, opening: np.ndarray
+    row: NumberRow, values: dict[str, EventColumn], event_us: np.ndarray, opening: np.ndarray
 ) -> np.ndarray:
     if row.kind == "gap":
         days = event_us / DAY_US

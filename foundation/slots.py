@@ -23,7 +23,40 @@ from foundation.history import DAY_US, Timeline
 from foundation.schema import Field, Schema
 
 SHARED_SUFFIX = "__shared_with"
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column of strings as numbers: looked up once for all who ask.
+
+    Attributes:
+        code: [n] int64 place in `values`, -1 where missing.
+        values: different strings, in order of first sight.
+        series: the column itself.
+    """
+
+    code: np.ndarray
+    values: tuple[str, ...]
+    series: pl.Series
+
+    @classmethod
+    def of(cls, column: pl.Series | Words) -> Words:
+        """The words of a String Series, by a dictionary: for few values."""
+        if isinstance(column, Words):
+            return column
+        values = column.to_list()
+        distinct = dict.fromkeys(values)
+        distinct.pop(None, None)
+        place: dict[str | None, int] = {v: k for k, v in enumerate(distinct)} | {None: -1}
+        code = np.array(list(map(place.__getitem__, values)), dtype=np.int64)
+        return cls(code, tuple(distinct), column)
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+
 SlotColumn = pl.Series | np.ndarray
+EventColumn = SlotColumn | Words
 # Up to this many values a dictionary beats an Enum, whose fixed cost is 100 us.
 _SMALL = 4096
 _INDEX = np.arange(_SMALL)
@@ -108,15 +141,19 @@ def context_slots(schema: Schema) -> tuple[Slot, ...]:
     return slots_of("context", schema.context)
 
 
-def source_columns(timeline: Timeline, source: int) -> dict[str, SlotColumn]:
+def source_columns(timeline: Timeline, source: int) -> dict[str, EventColumn]:
     """Slot columns of one source's events, in timeline order.
 
     The fast form of `source_values`: one request costs microseconds a column.
 
     Returns:
-        slot name -> for categories and text a String Series (null where missing), for numbers a
-        float64 array (NaN where missing), each of length len(timeline.positions(source)).
+        slot name -> for categories and text a String Series (null where missing; `Words` in a
+        small timeline), for numbers a float64 array (NaN where missing), each of length
+        len(timeline.positions(source)).
     """
+    small = len(timeline) <= _SMALL
+    if small and source in timeline.read_columns:
+        return timeline.read_columns[source]
     name = timeline.schema.source_names[source]
     positions = timeline.positions(source)
     columns = _read(timeline, source, timeline.row[positions])
@@ -128,7 +165,13 @@ def source_columns(timeline: Timeline, source: int) -> dict[str, SlotColumn]:
             out |= _identifier(field, columns, entity, known_us)
         else:
             out |= _plain(field, spec, columns, event_us)
-    return out
+    if not small:
+        return dict(out)
+    words: dict[str, EventColumn] = {
+        k: Words.of(v) if isinstance(v, pl.Series) else v for k, v in out.items()
+    }
+    timeline.read_columns[source] = words
+    return words
 
 
 def row_columns(
@@ -160,7 +203,9 @@ def row_values(
     return {k: _series(v) for k, v in row_columns(fields, frame, at_us).items()}
 
 
-def _series(column: SlotColumn) -> pl.Series:
+def _series(column: EventColumn) -> pl.Series:
+    if isinstance(column, Words):
+        return column.series
     return column if isinstance(column, pl.Series) else pl.Series(column, nan_to_null=True)
 
 
@@ -236,8 +281,7 @@ def _identifier(
 def _factorised(values: pl.Series) -> np.ndarray:
     """[n] int64: equal strings share a number, null is -1."""
     if len(values) <= _SMALL:
-        seen: dict[str | None, int] = {None: -1}
-        return np.array([seen.setdefault(v, len(seen)) for v in values.to_list()], dtype=np.int64)
+        return Words.of(values).code
     enum = values.cast(pl.Enum(values.drop_nulls().unique()))
     return enum.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
 

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from foundation import strict
 from foundation.errors import ArtifactError
-from foundation.slots import Slot, SlotColumn
+from foundation.slots import EventColumn, Slot, SlotColumn, Words
 
 MISSING = 0
 UNKNOWN = 1
@@ -216,13 +216,15 @@ class CategoryCoder:
             self._enum = pl.Enum(codes.values)
             self._by_rank = np.append(self.ids[FIRST_VALUE:], self.ids[UNKNOWN])
 
-    def encode(self, column: pl.Series) -> np.ndarray:
-        """[n] int32 global codes of a String Series."""
+    def encode(self, column: pl.Series | Words) -> np.ndarray:
+        """[n] int32 global codes of strings."""
         if self.codes.kind == "text":
             return self.ids[text_buckets(column)]
         if len(column) <= _SMALL:
-            found = map(self._lookup.__getitem__, column.to_list())
-            return np.fromiter(found, dtype=np.int32, count=len(column))
+            words = Words.of(column)
+            found = map(self._lookup.__getitem__, (*words.values, None))
+            return np.fromiter(found, np.int32, len(words.values) + 1)[words.code]
+        column = column.series if isinstance(column, Words) else column
         rank = column.cast(self._enum, strict=False).to_physical().cast(pl.UInt32)
         code = self._by_rank[rank.fill_null(len(self.codes.values)).to_numpy()]
         if column.null_count():
@@ -325,7 +327,7 @@ class TableCoder:
         code: np.ndarray,
         value: np.ndarray,
         rows: np.ndarray | slice,
-        columns: Mapping[str, SlotColumn],
+        columns: Mapping[str, EventColumn],
         count: int,
     ) -> None:
         """Write into some rows of code [N, K] and value [N, K]; absent columns become missing.
@@ -333,10 +335,13 @@ class TableCoder:
         Args:
             rows: the `count` rows that belong to this table.
         """
-        words = {}
+        words: dict[int, np.ndarray | int] = {}
         for k, coder in self._categories.items():
             column = columns.get(self._names[k])
-            words[k] = coder.encode(column) if isinstance(column, pl.Series) else self._missing[k]
+            if isinstance(column, pl.Series | Words):
+                words[k] = coder.encode(column)
+            else:
+                words[k] = self._missing[k]
         numbers = [columns.get(self._names[k]) for k in self._number_at]
 
         def encode_block(start: int) -> None:
@@ -348,7 +353,7 @@ class TableCoder:
             if numbers:
                 given = np.full((len(numbers), stop - start), np.nan)
                 for slot, column in enumerate(numbers):
-                    if column is not None:
+                    if isinstance(column, np.ndarray | pl.Series):
                         given[slot] = column[start:stop]
                 block[self._number_at], places[self._number_at] = self._numbers.encode(given)
             target = slice(start, stop) if isinstance(rows, slice) else rows[start:stop]
@@ -365,25 +370,27 @@ class TableCoder:
                 list(pool.map(encode_block, starts))
 
 
-def text_buckets(column: pl.Series) -> np.ndarray:
+def text_buckets(column: pl.Series | Words) -> np.ndarray:
     """[n] int64 local codes of texts: lower case, digits folded to 0, white space collapsed.
 
     CRC-32 rather than a library's hash: it must be the same in every process and version.
     """
-    distinct = column.unique()
-    known = distinct.to_list()
-    normal = distinct.str.to_lowercase().str.replace_all(r"\d+", "0")
-    normal = normal.str.replace_all(r"\s+", " ").str.strip_chars()
-    bucket = {
-        raw: 1 + zlib.crc32(text.encode()) % TEXT_BUCKETS if text else MISSING
-        for raw, text in zip(known, normal.to_list(), strict=True)
-    }
     if len(column) <= _SMALL:
-        return np.array([bucket[v] for v in column.to_list()], dtype=np.int64)
-    texts = [v for v in known if v is not None]
-    table = np.array([*(bucket[v] for v in texts), MISSING], dtype=np.int64)
-    rank = column.cast(pl.Enum(texts)).to_physical().cast(pl.UInt32)
-    return table[rank.fill_null(len(texts)).to_numpy()]
+        words = Words.of(column)
+        known, code = words.values, words.code
+    else:
+        column = column.series if isinstance(column, Words) else column
+        distinct = column.unique().drop_nulls()
+        known = tuple(distinct.to_list())
+        rank = column.cast(pl.Enum(distinct)).to_physical().cast(pl.Int64)
+        code = rank.fill_null(len(known)).to_numpy()
+    normal = pl.Series(known, dtype=pl.String).str.to_lowercase().str.replace_all(r"\d+", "0")
+    normal = normal.str.replace_all(r"\s+", " ").str.strip_chars()
+    buckets = [
+        1 + zlib.crc32(text.encode()) % TEXT_BUCKETS if text else MISSING
+        for text in normal.to_list()
+    ]
+    return np.array([*buckets, MISSING], dtype=np.int64)[code]
 
 
 def stable_hash(text: str, salt: int) -> int:

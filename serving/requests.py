@@ -340,14 +340,15 @@ def _series(
             empty = pl.Series(name, [None], dtype=pl.Int64).new_from_index(0, count)
             moments = empty.scatter(places, parsed)
         return moments.cast(dtype)
-    return pl.Series(name, values, dtype=dtype)
+    # None becomes NaN; JSON has no NaN of its own.
+    return pl.Series(name, np.array(values, dtype=np.float64), nan_to_null=True)
 
 
 def _codes(values: Sequence[Any]) -> list[str | None]:
     """Category codes as text, as an import reads them from a file of numbers."""
     if set(map(type, values)) <= {str, type(None)}:
         clean = {v: None if v is None else v.strip() or None for v in set(values)}
-        return [clean[v] for v in values]
+        return list(map(clean.__getitem__, values))
     return [
         value.strip() or None
         if type(value) is str

@@ -88,6 +88,7 @@ RiskfmService = bentoml.service(
     # Ours answers first, with an error of the API's own shape.
     traffic={"timeout": _SETTINGS.timeout_seconds + 30.0},
     metrics={"enabled": False},
+    tracing={"excluded_urls": "/"},
     logging={"access": {"enabled": False}},
 )
 RiskfmService.add_asgi_middleware(OnlyOurs)

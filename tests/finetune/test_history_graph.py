@@ -51,7 +51,9 @@ def test_graph_equals_the_model(bound: tuple, graph: Path, batch: int, length: i
     assert [o.name for o in session.get_outputs()] == list(OUTPUTS)
     found = dict(zip(OUTPUTS, session.run(None, inputs), strict=True))
     with torch.no_grad():
-        wanted = model(**{n: torch.from_numpy(inputs[n]) for n in INPUTS})
+        wanted = model(**{n: torch.from_numpy(inputs[n]) for n in INPUTS}, queries_only=True)
+        whole = model(**{n: torch.from_numpy(inputs[n]) for n in INPUTS})
+    np.testing.assert_allclose(wanted.query.numpy(), whole.query.numpy(), atol=1e-6)
     np.testing.assert_allclose(found["query"], wanted.query[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(
         found["forecasts"], torch.sigmoid(wanted.forecasts[:, 0]).numpy(), atol=1e-5
