@@ -1,0 +1,123 @@
+"""The command line of the few-label benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from foundation.errors import UserError, listing, nearest
+from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
+from scripts.bench.fewlabels.sets import ROOT, RULES, SETS, SIZES
+from scripts.bench.fewlabels.tasks import (
+    RunSettings,
+    features_of,
+    opponents_of,
+    plan,
+    run_tasks,
+    set_of,
+)
+
+PARTS = ("opponents", "ours", "table")
+QUICK_SIZES, QUICK_DRAWS, DRAWS = (100, 300), 10, 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make what is missing, then the tables; exit code 2 for a wrong argument."""
+    given = parser().parse_args(arguments)
+    try:
+        settings = read_settings(given)
+        run(settings, given.part, given.output, given.quick)
+    except UserError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option there is."""
+    out = argparse.ArgumentParser(description="Few labels against tuned opponents.")
+    out.add_argument("--quick", action="store_true", help="n 100 and 300, 10 draws, 1 repeat")
+    out.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    out.add_argument("--part", choices=PARTS, help="only this part; all without")
+    out.add_argument("--work", type=Path, default=Path("few_labels_work"), help="cache folder")
+    out.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks")
+    out.add_argument("--data", type=Path, help="instead of $RISKFM_DATA")
+    out.add_argument("--draws", type=int, help=f"of each label count (default {DRAWS})")
+    out.add_argument("--n", default="", help="label counts, such as 100,300")
+    out.add_argument("--track", choices=("H", "S"), default="H", help="what may be pretrained on")
+    out.add_argument("--rule", choices=RULES, default="stratified", help="how labels are drawn")
+    out.add_argument("--learners", default="", help="only these opponents")
+    out.add_argument("--pretrain", type=Path, default=ROOT / "configs" / "pretrain" / "nano.yaml")
+    out.add_argument("--repeats", type=int, help="of the ladder's folds (default 3, quick 1)")
+    out.add_argument("--slow", action="store_true", help="also prompt and lora, 5 draws at 300")
+    out.add_argument("--no-ceilings", action="store_true", help="leave out all-label opponents")
+    out.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    return out
+
+
+def read_settings(given: argparse.Namespace) -> RunSettings:
+    """Options as settings.
+
+    Raises:
+        UserError: an unknown set or opponent, or a number that cannot be.
+    """
+    sets = tuple(filter(None, given.sets.split(",")))
+    learners = tuple(filter(None, given.learners.split(",")))
+    for chosen, known, what in ((sets, SETS, "set"), (learners, [*PLAIN, *FORECAST], "opponent")):
+        for name in chosen:
+            if name not in known:
+                raise UserError(
+                    f"unknown {what} '{name}'{nearest(name, known)}; {what}s: {listing(known)}"
+                )
+    try:
+        sizes = tuple(int(n) for n in given.n.split(",") if n)
+    except ValueError:
+        raise UserError(f"--n: expected numbers such as 100,300, found '{given.n}'") from None
+    sizes = sizes or (QUICK_SIZES if given.quick else SIZES)
+    draws = given.draws or (QUICK_DRAWS if given.quick else DRAWS)
+    if min(sizes) < 1 or draws < 1 or given.workers < 1:
+        raise UserError("--n, --draws and --workers must be positive")
+    data = given.data or Path(os.environ.get("RISKFM_DATA", ROOT.parent / "shared" / "data"))
+    return RunSettings(
+        data=data / "prepared",
+        work=given.work,
+        sets=sets,
+        sizes=sizes,
+        draws=draws,
+        track=given.track,
+        rule=given.rule,
+        learners=learners,
+        workers=given.workers,
+        pretrain=given.pretrain,
+        repeats=given.repeats or (1 if given.quick else 3),
+        slow=given.slow,
+        ceilings=not given.no_ceilings,
+    )
+
+
+def run(settings: RunSettings, part: str | None, output: Path, quick: bool) -> None:
+    """Features and backbones first, then cells in worker processes, then the tables."""
+    began = time.monotonic()
+    if part in (None, "opponents"):
+        for name in settings.sets:
+            bench = set_of(name, settings.data, settings.work)
+            features = features_of(name, settings.data, settings.work, settings.seed)
+            print(
+                f"{name}: {len(features.columns)} columns; opponents "
+                f"{', '.join(opponents_of(bench, settings))}",
+                flush=True,
+            )
+        run_tasks(settings, plan(settings, "opponents"))
+    if part in (None, "ours"):
+        from scripts.bench.fewlabels.ours import prepare_ours
+
+        for name in settings.sets:
+            prepare_ours(settings, set_of(name, settings.data, settings.work))
+        run_tasks(settings, plan(settings, "ours"))
+    from scripts.bench.fewlabels.outputs import write_outputs
+
+    write_outputs(settings, output, quick)
+    print(f"done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
