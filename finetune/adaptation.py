@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_reco
 from finetune.export import PackageParts, Parity, write_package
 from finetune.features import FeatureBuilder, Population
 from finetune.file_scoring import check_same_schema, population_of
+from finetune.label_power import power_record
 from finetune.modelling import AdaptSettings, Model, Say, check_names, make_model
 from finetune.reasons import reference_row
+from finetune.refused import check_reject_settings, read_refused, second_model
+from finetune.reject_inference import inference_lines
 from finetune.report_assembly import write_adaptation_report
-from finetune.samples import Samples, read_samples
+from finetune.samples import Samples, clustered_note, read_samples
 from finetune.table import FeatureTable
 from foundation.checkpoint import Backbone, load_backbone
 from foundation.store import EventStore
@@ -33,7 +36,12 @@ POINTS = {"base": 600.0, "pdo": 20.0, "odds": 50.0}
 
 @dataclass
 class Adaptation:
-    """Everything an adaptation found, for the package and the report."""
+    """Everything an adaptation found, for the package and the report.
+
+    Attributes:
+        power: what the labels can show, said before training; None with too few of a class.
+        rejects: reject inference beside the plain model; None where it was not asked for.
+    """
 
     settings: AdaptSettings
     backbone: Backbone
@@ -46,10 +54,20 @@ class Adaptation:
     package_id: str = ""
     parity: Parity | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    power: dict[str, Any] | None = None
+    rejects: dict[str, Any] | None = None
 
     def lines(self) -> list[str]:
-        """The ladder for a terminal."""
-        return ladder_lines(self.metrics)
+        """Power of the labels, the ladder and reject inference for a terminal."""
+        out = (
+            [*self.power["sentences"], *ladder_lines(self.metrics)]
+            if self.power
+            else (ladder_lines(self.metrics))
+        )
+        if self.rejects is not None:
+            skipped = self.rejects.get("skipped")
+            out += [skipped] if skipped else inference_lines(self.rejects)
+        return out
 
 
 def run_adaptation(
@@ -60,23 +78,33 @@ def run_adaptation(
     settings: AdaptSettings,
     test_path: str | Path | None,
     reporter: Say,
+    rejects_path: str | Path | None = None,
 ) -> Adaptation:
     """Adapt a backbone to a channel and write package, metrics and report to `output`.
 
+    Args:
+        rejects_path: refused applicants, with `settings.rejects`; without, those set aside from
+            the samples. The plain model is `package`, the one learnt with them `package-METHOD`.
     Raises:
         SampleError: samples that cannot be learnt from, or a test that the backbone has seen.
         ArtifactError: backbone and store do not belong together.
     """
     output = Path(output)
     check_names(settings)
+    check_reject_settings(settings, rejects_path)
     store = EventStore.open(store_dir)
     backbone = load_backbone(backbone_dir)
     check_same_schema(store, backbone.schema, f"backbone {backbone_dir}")
     samples = read_samples(samples_path, backbone.schema, need_labels=settings.recipe != "query")
     test = read_samples(test_path, backbone.schema, need_labels=True) if test_path else None
     notes = [*samples.notes, *leak_notes(backbone, samples, test, settings.allow_leak)]
+    refused = None
+    if settings.rejects is not None:
+        refused = read_refused(rejects_path, samples, backbone.schema)
+        notes += [n for n in refused.notes if n not in notes]
     for note in notes:
         reporter.say(f"note: {note}")
+    power = _say_power(samples, test, reporter)
     with tempfile.TemporaryDirectory() as scratch:
         builder, graphs = make_builder(backbone, samples, Path(scratch))
         train = population_of(store, backbone.schema, samples)
@@ -88,22 +116,53 @@ def run_adaptation(
         result.notes += thin_notes(table, samples, backbone)
         if test is not None:
             result.test = _test(builder, store, backbone, model, test, reporter)
+        result.power = power
+        second = None
+        if refused is not None:
+            people = population_of(store, backbone.schema, refused)
+            others = training_table(builder, backbone, people, reporter, "features of the refused")
+            second, result.rejects = second_model(
+                settings, model, samples, table, refused, others, result.test, reporter
+            )
         result.metrics = metrics_record(model, samples, result.test, result.notes)
+        result.metrics |= {"label_power": power, "reject_inference": result.rejects}
         reporter.say("package: export and parity proof")
         output.mkdir(parents=True, exist_ok=True)
         _write_package(output / "package", result, builder, graphs, train)
+        if second is not None and settings.rejects is not None and result.rejects is not None:
+            path = output / f"package-{settings.rejects.method}"
+            beside = replace(result, model=second, metrics=dict(result.metrics))
+            _write_package(path, beside, builder, graphs, train)
+            result.rejects |= {"package": beside.package_id, "path": path.name}
     reporter.say("report")
     write_adaptation_report(result, output)
     _write_json(output / "metrics.json", result.metrics)
     return result
 
 
+def _say_power(samples: Samples, test: Samples | None, reporter: Say) -> dict[str, Any] | None:
+    """Say what the labels can show before anything is trained; None without both classes."""
+    if samples.label is None or samples.frame["label"].null_count():
+        return None
+    held = None if test is None else (test.y, test.weight)
+    power = power_record(samples.y, samples.weight, held)
+    if power is not None:
+        power["sentences"] += clustered_note(samples.entity_ids)
+        for line in (*power["sentences"], power["assumption"]):
+            reporter.say(line)
+    return power
+
+
 def training_table(
-    builder: FeatureBuilder, backbone: Backbone, train: Population, reporter: Say
+    builder: FeatureBuilder,
+    backbone: Backbone,
+    train: Population,
+    reporter: Say,
+    title: str = "features of the samples",
 ) -> FeatureTable:
     """Point-in-time features of the labelled samples, forecasts cross-fitted by entity."""
     run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
-    with reporter.bar("features of the samples") as bar:
+    with reporter.bar(title) as bar:
         return builder.table(
             train, boosted=run, keep_histories=backbone.model is not None, progress=bar
         )

@@ -113,7 +113,7 @@ def _figures(name: str, model: Model, test: TestResult | None) -> dict[str, Any]
     return out | {
         "log_loss": log_loss(test.y, score, weight),
         "brier": brier(test.y, score, weight),
-        "ece": ece(test.y, score),
+        "ece": ece(test.y, score, weight),
     }
 
 

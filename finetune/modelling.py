@@ -14,6 +14,7 @@ from finetune.calibration import Platt, apply_calibration, fit_calibration
 from finetune.ladder import LadderResult, run_ladder
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, FittedRecipe, Recipe, standard_recipes
+from finetune.reject_inference import RejectSettings
 from finetune.samples import Samples
 from finetune.table import FeatureTable
 from foundation.checkpoint import Backbone
@@ -42,6 +43,7 @@ class AdaptSettings:
         budget_minutes: recipes that do not fit into it are skipped, slow ones first.
         allow_leak: measure although the backbone knew events after a test sample's as_of.
         folds, repeats: of the cross-validation.
+        rejects: also fit the chosen recipe with refused applicants, beside the plain model.
     """
 
     recipe: str = "auto"
@@ -52,6 +54,7 @@ class AdaptSettings:
     allow_leak: bool = False
     folds: int = 5
     repeats: int = 3
+    rejects: RejectSettings | None = None
 
 
 @dataclass

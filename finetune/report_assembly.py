@@ -61,7 +61,12 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
         created_at=dt.datetime.now(dt.UTC),
         recipe=model.chosen,
         why=model.why,
-        sample=_sample_facts(samples, table, bool(result.backbone.schema.sources)),
+        sample=_sample_facts(
+            samples,
+            table,
+            bool(result.backbone.schema.sources),
+            selected=samples.approved_only or result.rejects is not None,
+        ),
         windows=_windows(result),
         ladder=_ladder(result),
         ladder_basis=_basis(model, samples),
@@ -78,11 +83,15 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
         ),
         examples=examples,
         limits=result.notes,
+        label_power=result.power,
+        reject_inference=result.rejects,
         lineage=_lineage(result),
     )
 
 
-def _sample_facts(samples: Samples, table: FeatureTable, has_events: bool) -> SampleFacts:
+def _sample_facts(
+    samples: Samples, table: FeatureTable, has_events: bool, selected: bool
+) -> SampleFacts:
     label = samples.frame["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     channels = samples.frame["channel"]
     several = channels.n_unique() > 1
@@ -91,6 +100,7 @@ def _sample_facts(samples: Samples, table: FeatureTable, has_events: bool) -> Sa
         as_of_us=samples.as_of_us,
         channel=channels.fill_null("none").to_list() if several else None,
         thin=table.thin if has_events else None,
+        approved_only=selected,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -162,6 +163,8 @@ class ReportContent:
         forecast_basis, forecast_y: name and labels [S] of the rows the forecasts were computed on.
         limits: sentences beside those the report derives itself (few bads, thin files, no
             out-of-time test, approved-only labels, dropped rows).
+        label_power: as of `finetune.label_power.power_record`, or None.
+        reject_inference: as of `finetune.reject_inference.inference_record`, or None.
         lineage: store version, fingerprints, code version, seeds.
         seed, resamples: of the bootstrap intervals.
     """
@@ -187,6 +190,8 @@ class ReportContent:
     reasons_note: str = ""
     examples: Sequence[ExampleFacts] = ()
     limits: Sequence[str] = ()
+    label_power: Mapping[str, Any] | None = None
+    reject_inference: Mapping[str, Any] | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
     seed: int = 7
     resamples: int = 500

@@ -38,12 +38,12 @@ def label(text: str, limit: int = 46) -> str:
     return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _layout(x: str, y: str, height: int = 300, **extra: Any) -> dict[str, Any]:
+def figure_layout(x: str, y: str, height: int = 300, **extra: Any) -> dict[str, Any]:
     layout: dict[str, Any] = {
         "height": height,
         "margin": {"l": 62, "r": 26, "t": 12, "b": 50},
-        "xaxis": _axis(x),
-        "yaxis": _axis(y),
+        "xaxis": figure_axis(x),
+        "yaxis": figure_axis(y),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
         "bargap": 0.28,
@@ -53,7 +53,7 @@ def _layout(x: str, y: str, height: int = 300, **extra: Any) -> dict[str, Any]:
     return layout
 
 
-def _axis(title: str, **extra: Any) -> dict[str, Any]:
+def figure_axis(title: str, **extra: Any) -> dict[str, Any]:
     return {
         "title": {"text": title, "standoff": 8},
         "automargin": True,
@@ -64,11 +64,11 @@ def _axis(title: str, **extra: Any) -> dict[str, Any]:
     } | extra
 
 
-def _percent(title: str, **extra: Any) -> dict[str, Any]:
-    return _axis(title, tickformat=".0%", **extra)
+def percent_axis(title: str, **extra: Any) -> dict[str, Any]:
+    return figure_axis(title, tickformat=".0%", **extra)
 
 
-def _line(
+def figure_line(
     x: list[Any], y: list[float], name: str, color: str, dash: str = "solid", **extra: Any
 ) -> dict[str, Any]:
     return {
@@ -122,7 +122,7 @@ def _months(rows: list[dict[str, Any]]) -> Figure | None:
             "hovertemplate": "%{x}: %{y:.1%}<extra></extra>",
         },
     ]
-    right = _percent(
+    right = percent_axis(
         "bad rate",
         overlaying="y",
         side="right",
@@ -133,7 +133,7 @@ def _months(rows: list[dict[str, Any]]) -> Figure | None:
     )
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "month of decision",
             "customers",
             270,
@@ -184,7 +184,7 @@ def _ladder(ladder: dict[str, Any]) -> Figure | None:
     if not data:
         return None
     ticks = [f"<b>{label(r['name'])}</b>" if r["chosen"] else label(r["name"]) for r in rows]
-    layout = _layout(
+    layout = figure_layout(
         "AUC",
         "",
         90 + 40 * len(rows),
@@ -196,7 +196,7 @@ def _ladder(ladder: dict[str, Any]) -> Figure | None:
             "gridcolor": "@line",
         },
     )
-    layout["xaxis2"] = _axis("KS", domain=[0.53, 1], anchor="y")
+    layout["xaxis2"] = figure_axis("KS", domain=[0.53, 1], anchor="y")
     return {"data": data, "layout": layout}
 
 
@@ -205,8 +205,8 @@ def _ks(curve: dict[str, Any] | None) -> Figure | None:
         return None
     at, high, low = curve["at_share"], curve["at_bad"], curve["at_good"]
     data = [
-        _line(curve["share"], curve["bad"], "bads found", "@bad"),
-        _line(curve["share"], curve["good"], "goods found", "@good"),
+        figure_line(curve["share"], curve["bad"], "bads found", "@bad"),
+        figure_line(curve["share"], curve["good"], "goods found", "@good"),
         {
             "type": "scatter",
             "mode": "lines+text",
@@ -221,11 +221,11 @@ def _ks(curve: dict[str, Any] | None) -> Figure | None:
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "share of customers, riskiest first",
             "share found",
-            xaxis=_percent("share of customers, riskiest first", range=[0, 1], dtick=0.25),
-            yaxis=_percent("share found", range=[0, 1.04], dtick=0.25),
+            xaxis=percent_axis("share of customers, riskiest first", range=[0, 1], dtick=0.25),
+            yaxis=percent_axis("share found", range=[0, 1.04], dtick=0.25),
         ),
     }
 
@@ -234,18 +234,18 @@ def _roc(evaluation: dict[str, Any]) -> Figure | None:
     roc = evaluation.get("roc")
     if roc is None:
         return None
-    data = [_line([0, 1], [0, 1], "chance", "@muted", "dot", hoverinfo="skip")]
+    data = [figure_line([0, 1], [0, 1], "chance", "@muted", "dot", hoverinfo="skip")]
     if "baseline" in roc:
         name = label(evaluation["baseline_name"])
-        data.append(_line(roc["baseline"]["fpr"], roc["baseline"]["tpr"], name, "@muted"))
-    data.append(_line(roc["chosen"]["fpr"], roc["chosen"]["tpr"], "chosen model", "@accent"))
+        data.append(figure_line(roc["baseline"]["fpr"], roc["baseline"]["tpr"], name, "@muted"))
+    data.append(figure_line(roc["chosen"]["fpr"], roc["chosen"]["tpr"], "chosen model", "@accent"))
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
-            xaxis=_percent("goods refused", range=[0, 1], dtick=0.25),
-            yaxis=_percent("bads refused", range=[0, 1.04], dtick=0.25),
+            xaxis=percent_axis("goods refused", range=[0, 1], dtick=0.25),
+            yaxis=percent_axis("bads refused", range=[0, 1.04], dtick=0.25),
         ),
     }
 
@@ -257,7 +257,7 @@ def _calibration(bins: list[dict[str, Any]] | None) -> Figure | None:
     low, high = [b["bad_rate_low"] for b in bins], [b["bad_rate_high"] for b in bins]
     top = max(max(high), max(score)) * 1.05
     data = [
-        _line([0, top], [0, top], "perfect", "@muted", "dot", hoverinfo="skip"),
+        figure_line([0, top], [0, top], "perfect", "@muted", "dot", hoverinfo="skip"),
         {
             "type": "scatter",
             "mode": "lines+markers",
@@ -273,11 +273,11 @@ def _calibration(bins: list[dict[str, Any]] | None) -> Figure | None:
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
-            xaxis=_percent("mean score", rangemode="tozero"),
-            yaxis=_percent("realised bad rate", rangemode="tozero"),
+            xaxis=percent_axis("mean score", rangemode="tozero"),
+            yaxis=percent_axis("realised bad rate", rangemode="tozero"),
         ),
     }
 
@@ -300,15 +300,15 @@ def _lift(evaluation: dict[str, Any]) -> Figure | None:
             "error_y": _spread(rate, low, high, "@muted"),
             "hovertemplate": "%{x}: %{y:.1%}<extra></extra>",
         },
-        _line([number[0], number[-1]], [mean, mean], "whole sample", "@bad", "dot"),
+        figure_line([number[0], number[-1]], [mean, mean], "whole sample", "@bad", "dot"),
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
-            xaxis=_axis("band, riskiest first", type="category"),
-            yaxis=_percent("realised bad rate", rangemode="tozero"),
+            xaxis=figure_axis("band, riskiest first", type="category"),
+            yaxis=percent_axis("realised bad rate", rangemode="tozero"),
         ),
     }
 
@@ -334,13 +334,13 @@ def _distribution(evaluation: dict[str, Any]) -> Figure | None:
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
             barmode="overlay",
             bargap=0.04,
-            xaxis=_percent("score: probability of bad"),
-            yaxis=_percent("share of each group"),
+            xaxis=percent_axis("score: probability of bad"),
+            yaxis=percent_axis("share of each group"),
         ),
     }
 
@@ -349,23 +349,23 @@ def _tradeoff(comparison: dict[str, Any] | None, recipe: str) -> Figure | None:
     if comparison is None:
         return None
     data = [
-        _line(
+        figure_line(
             comparison["curve"]["approval"],
             comparison["curve"]["baseline"],
             label(comparison["baseline"]),
             "@muted",
         ),
-        _line(
+        figure_line(
             comparison["curve"]["approval"], comparison["curve"]["chosen"], label(recipe), "@accent"
         ),
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
-            xaxis=_percent("approval rate"),
-            yaxis=_axis("bad rate among approved", tickformat=".1%", rangemode="tozero"),
+            xaxis=percent_axis("approval rate"),
+            yaxis=figure_axis("bad rate among approved", tickformat=".1%", rangemode="tozero"),
         ),
     }
 
@@ -404,8 +404,10 @@ def _stability(stability: dict[str, Any] | None) -> Figure | None:
             }
         )
     top = max([0.3, *(row["psi"] for row in rows if row["psi"] is not None)]) * 1.1
-    left = _axis("KS", overlaying="y", side="left", rangemode="tozero", tickmode="auto", nticks=6)
-    layout = _layout(
+    left = figure_axis(
+        "KS", overlaying="y", side="left", rangemode="tozero", tickmode="auto", nticks=6
+    )
+    layout = figure_layout(
         "month of decision",
         "PSI of the score",
         290,
@@ -449,7 +451,7 @@ def _forecasts(rows: list[dict[str, Any]]) -> Figure | None:
     }
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "AUC of the forecast alone against the label",
             "",
             80 + 30 * len(rows),
@@ -477,11 +479,11 @@ def _reasons(rows: list[dict[str, Any]]) -> Figure | None:
     ]
     return {
         "data": data,
-        "layout": _layout(
+        "layout": figure_layout(
             "",
             "",
             80 + 27 * len(rows),
-            xaxis=_percent("share of all effects", rangemode="tozero"),
+            xaxis=percent_axis("share of all effects", rangemode="tozero"),
             yaxis={"tickvals": place, "ticktext": [label(row["title"]) for row in rows]},
         ),
     }

@@ -60,6 +60,10 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
         "variables": {"note": content.variables_note, "rows": _variables(content)},
         "reasons": _reasons(content),
         "examples": _examples(content),
+        "label_power": None if content.label_power is None else dict(content.label_power),
+        "reject_inference": (
+            None if content.reject_inference is None else dict(content.reject_inference)
+        ),
         "lineage": {str(k): str(v) for k, v in content.lineage.items()},
     }
     out["limits"] = {

@@ -25,13 +25,14 @@ def render_page(numbers: dict[str, Any]) -> str:
     """The page as text, complete and offline; `numbers` as of `report_numbers`."""
     # plotly.js carries one address in its credits; a closing tag would end the inline script
     code = get_plotlyjs().replace("</script", "<\\/script")
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return page.render(
         r=numbers, figures=figures(numbers), figure_words=FIGURE_WORDS, plotly=Markup(code)
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of the pages, with their filters and words."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

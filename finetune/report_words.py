@@ -47,6 +47,66 @@ WORDS: dict[str, str] = {
     "Channels": "渠道",
     "bads": "坏客户",
     "bad rate": "坏账率",
+    # labels and refused applicants
+    "What these labels can show": "这些标签能说明什么",
+    "measured on": "衡量样本",
+    "smallest KS difference": "可辨别的最小 KS 差",
+    "smallest AUC difference": "可辨别的最小 AUC 差",
+    "these labels, by cross-validation": "这些标签（交叉验证）",
+    "the test file": "测试文件",
+    "with {times} times as many labels": "标签增至 {times} 倍时",
+    "Expected before training: half-width of the 95 % interval if the true AUC is {auc} (KS {ks}), "
+    "and the smallest difference of two models that is found with 80 % power when their scores "
+    "correlate by {r}. Smaller differences cannot be told apart.": "训练前的预期：若真实 AUC 为 {auc}（KS {ks}），95% 区间的半宽，以及当两个模型评分的相关系数为 {r} 时以 80% 功效可辨别的最小差异。更小的差异无法辨别。",
+    "With refused applicants (reject inference)": "纳入被拒申请人（拒绝推断）",
+    "Recipe {recipe} was also learnt with {n} refused applicants ({method}, odds factor {factor}). "
+    "They were given a bad rate of {rate}; the {labelled} labelled customers have {own}. The "
+    "package of this report is the plain model; the other one lies beside it.": "方案 {recipe} 另外纳入 {n} 位被拒申请人进行学习（{method}，几率系数 {factor}）。推断其坏账率为 {rate}；{labelled} 位有标签客户的坏账率为 {own}。本报告的模型包为未纳入者；另一个模型包位于其旁。",
+    "model": "模型",
+    "without the refused": "未纳入被拒者",
+    "with the refused": "纳入被拒者",
+    "Out-of-fold figures on {n} labelled customers with 95 % bootstrap intervals. Refused applicants "
+    "have no outcome: no figure here can say whether the inference is right for them.": "{n} 位有标签客户的折外指标及 95% 自助法区间。被拒申请人没有结果：此处任何数字都不能说明推断对他们是否正确。",
+    # bad definition
+    "Bad definition": "坏的定义",
+    "event store version": "事件库版本",
+    "events known before {until}": "{until} 之前已知的事件",
+    "By month {month} (95 % interval {low} to {high}), {share} of the bads of month {final} have "
+    "shown.": "到第 {month} 个月（95% 区间 {low} 至 {high}），第 {final} 个月时的坏客户已有 {share} 显现。",
+    "The curve still rises: {recent} of those bads came in the last quarter of the months. The true "
+    "maturity lies later.": "曲线仍在上升：其中 {recent} 的坏客户出现在最后四分之一的月份。真正的成熟期更晚。",
+    "Customers followed": "跟踪的客户数",
+    "Samples followed": "跟踪的样本数",
+    "Ever bad": "曾经变坏",
+    "within the months known": "在已知月份内",
+    "Bad by month {month}": "到第 {month} 个月变坏的占比",
+    "Windows of the sample file": "样本文件的窗口",
+    "month of decision": "决策月份",
+    "months since the start": "距起点月数",
+    "months watched": "观察月数",
+    "bads shown by then": "届时已显现的坏客户",
+    "mature": "已成熟",
+    "yes": "是",
+    "not yet": "尚未",
+    "Bads shown by then: of the bads that the curve below still expects between the decision and "
+    "month {final}, the share that comes within the months watched.": "届时已显现的坏客户：下方曲线预期从决策到第 {final} 个月还会出现的坏客户中，在观察月数内出现的占比。",
+    "Vintages": "账龄分析",
+    "Share ever bad by month since the start, one line a cohort; a line ends where not all of its "
+    "cohort is known.": "自起点起各月曾经变坏的占比，每条线为一个批次；批次未全部已知处线即终止。",
+    "cohort": "批次",
+    "month {m}": "第 {m} 个月",
+    "Maturity": "成熟期",
+    "Share ever bad over all cohorts (Kaplan–Meier) with its 95 % bootstrap band; the dotted line "
+    "marks the month from which a window is mature.": "所有批次曾经变坏的占比（Kaplan–Meier）及 95% 自助法区间带；点线标出窗口成熟的月份。",
+    "Roll rates": "滚动率",
+    "Of the customers in a state at the end of a month, the share (%) in each state one month later.": "月末处于某状态的客户中，一个月后处于各状态的占比（%）。",
+    "state": "状态",
+    "gets worse": "变差",
+    "stays": "不变",
+    "gets better": "好转",
+    "From state {state} on, more customers get worse than better: a bad definition from there "
+    "separates.": "从状态 {state} 起，变差的客户多于好转的客户：以此为坏的定义具有区分力。",
+    "In no state do more customers get worse than better.": "没有任何状态中变差的客户多于好转的客户。",
     # ladder
     "Recipes compared": "方案比较",
     "Every recipe was judged on the same folds; the choice rests on log-loss alone.": "所有方案在相同的折上评估；选择仅依据对数损失。",
@@ -217,4 +277,12 @@ FIGURE_WORDS: dict[str, str] = {
     "PSI of the score": "评分 PSI",
     "AUC of the forecast alone against the label": "预测单独对标签的 AUC",
     "share of all effects": "占全部影响",
+    "month since the start": "自起点起的月份",
+    "share ever bad": "曾经变坏的占比",
+    "share asked for": "所求占比",
+    "mature from": "成熟起始",
+    "95 % interval": "95% 区间",
+    "roll rates": "滚动率",
+    "state": "状态",
+    "state one month later": "一个月后的状态",
 }

@@ -1,7 +1,8 @@
 """Sample files: who is decided on, when, and how it turned out.
 
-`entity_id, as_of[, label, label_known_at, channel, weight]` and the context columns the schema
-declares, as CSV or Parquet. Times without a zone are read in the schema's zone and kept as naive
+`entity_id, as_of[, label, label_known_at, channel, weight, approved | decision]` and the context
+columns the schema declares, as CSV or Parquet. Refused rows without a label are set aside, never
+learnt from unasked. Times without a zone are read in the schema's zone and kept as naive
 UTC microseconds. Rows are counted from 1, the header not counted.
 
 Shapes: S samples.
@@ -20,7 +21,12 @@ from foundation.schema import Field, Schema
 from foundation.tables import parse_numbers, parse_times, read_table
 
 KNOWN = ("entity_id", "as_of", "label", "label_known_at", "channel", "weight")
+APPROVAL = ("approved", "decision")
 FEW_BADS = 10
+_APPROVED = dict.fromkeys(("1", "1.0", "true", "yes", "y", "approve", "approved", "accept"), True)
+_APPROVED |= dict.fromkeys(("accepted", "booked", "granted", "pass"), True)
+_APPROVED |= dict.fromkeys(("0", "0.0", "false", "no", "n", "refuse", "refused", "reject"), False)
+_APPROVED |= dict.fromkeys(("rejected", "decline", "declined", "denied", "deny"), False)
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -30,14 +36,17 @@ class Samples:
 
     Attributes:
         frame: entity_id (String), as_of and label_known_at (Datetime us, naive UTC), label (Int8),
-            channel (String), weight (Float64), row (Int64, from 1), then the context columns.
+            channel (String), weight (Float64), approved (Boolean, null where the file does not
+            say), row (Int64, from 1), then the context columns.
         original: the file's own columns, row by row beside `frame`.
         notes: what a person should know about the set, one sentence each.
+        refused: refused rows without a label, set aside where labels are needed.
     """
 
     frame: pl.DataFrame
     original: pl.DataFrame
     notes: list[str] = field(default_factory=list)
+    refused: Samples | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -85,6 +94,13 @@ class Samples:
         """[S] int64: equal for samples of one entity."""
         return self.entity_ids.rank("dense").cast(pl.Int64).to_numpy() - 1
 
+    @property
+    def approved_only(self) -> bool:
+        """Whether the file says who was approved, and labels stand with the approved alone."""
+        approved, labelled = self.frame["approved"], self.frame["label"].is_not_null()
+        known = approved.filter(labelled)
+        return bool(len(known)) and known.null_count() == 0 and bool(known.all())
+
     def take(self, rows: np.ndarray) -> Samples:
         """Some of the samples, with the same notes."""
         return Samples(self.frame[rows], self.original[rows], self.notes)
@@ -117,14 +133,16 @@ def check_samples(
     if not len(table):
         raise SampleError(f"{where}: no rows")
     names = _column_names(table, schema, need_labels, where)
+    approved, approval_notes = _approved(table, schema)
     frame = pl.DataFrame(
         {
             "entity_id": _entities(table, names["entity_id"], where),
             "as_of": _times(table, "as_of", schema, where, needed=True),
-            "label": _labels(table, need_labels, where),
+            "label": _labels(table, need_labels, where, refused=approved.eq_missing(False)),
             "label_known_at": _times(table, "label_known_at", schema, where, needed=False),
             "channel": _optional(table, "channel", pl.String),
             "weight": _weights(table, where),
+            "approved": approved,
             "row": pl.int_range(1, len(table) + 1, dtype=pl.Int64, eager=True),
         }
     )
@@ -141,10 +159,97 @@ def check_samples(
     if not keep_duplicates:
         frame, dropped = _without_duplicates(frame, list(schema.context), where)
         notes += dropped
-    samples = Samples(frame, table[frame["row"].to_numpy() - 1], notes)
-    if need_labels:
-        samples.notes += _judge_labels(frame["label"], where)
-    return samples
+    samples = Samples(frame, table[frame["row"].to_numpy() - 1], notes + approval_notes)
+    return _labelled(samples, where) if need_labels else samples
+
+
+def _labelled(samples: Samples, where: str) -> Samples:
+    """The rows with a label, refused ones without set aside, and what to know about them."""
+    labelled = samples.frame["label"].is_not_null().to_numpy()
+    every = samples.frame["approved"]
+    out = samples.take(np.flatnonzero(labelled))
+    if not labelled.all():
+        out.refused = samples.take(np.flatnonzero(~labelled))
+    if not len(out):
+        raise SampleError(f"{where}: all {len(samples)} rows are refused and none has a label")
+    out.notes = samples.notes + _judge_labels(out.frame["label"], where)
+    if out.approved_only:
+        refused = int(every.eq_missing(False).sum())
+        out.notes.append(
+            f"labels stand with approved customers alone: {int(every.sum())} of {len(every)} rows "
+            f"are approved, {refused} refused ({100 * refused / len(every):.0f} %); figures hold "
+            "for customers like those approved, and reject inference shows what the refused might "
+            "change (riskfm adapt --reject-inference)"
+        )
+    elif out.refused is not None:
+        out.notes.append(f"{len(out.refused)} refused rows without a label were set aside")
+    out.notes += _judge_weights(out.weight)
+    return out
+
+
+def _judge_weights(weight: np.ndarray) -> list[str]:
+    if weight.min() == weight.max():
+        return []
+    worth = weight.sum() ** 2 / (weight**2).sum()
+    return [
+        f"rows are weighted from {weight.min():g} to {weight.max():g}: {len(weight)} rows are "
+        f"worth {worth:.0f} of equal weight; fits, cross-validation, calibration and figures use "
+        "the weights, counts and curves of the report count each row once"
+    ]
+
+
+def read_label_counts(path: str | Path) -> tuple[int, int, list[str]]:
+    """Labels and bads of a sample file without its schema, weighted rows for what they are worth.
+
+    Returns:
+        labels, bads, and notes; rows without a label are left out.
+    Raises:
+        SampleError: no column `label`, or a label that is neither 0 nor 1.
+    """
+    table = read_table(path, "samples")
+    if "label" not in table.columns:
+        raise SampleError(
+            f"{path}: column 'label' is missing{nearest('label', table.columns)}; columns: "
+            f"{listing(table.columns)}"
+        )
+    none = pl.repeat(False, len(table), dtype=pl.Boolean, eager=True)
+    label = _labels(table, False, str(path), none)
+    known = label.is_not_null().to_numpy()
+    y = label.fill_null(0).cast(pl.Float64).to_numpy()[known]
+    weight = _weights(table, str(path)).to_numpy()[known]
+    notes = [f"{int((~known).sum())} rows without a label were left out"] if (~known).any() else []
+    if len(y) and weight.min() < weight.max():
+        notes += _judge_weights(weight)[:1]
+    labels, bads = effective_counts(y, weight)
+    entity = table["entity_id"].filter(pl.Series(known)) if "entity_id" in table.columns else None
+    return labels, bads, notes + ([] if entity is None else clustered_note(entity))
+
+
+def clustered_note(entity_ids: pl.Series) -> list[str]:
+    """A sentence where labels are of clearly fewer entities ([S] ids), else nothing."""
+    rows, people = len(entity_ids), entity_ids.n_unique()
+    if people >= 0.95 * rows:
+        return []
+    return [
+        f"{rows} labels are of {people} entities: rows of one entity are alike, intervals may be "
+        f"up to {(rows / people) ** 0.5:.1f} times as wide"
+    ]
+
+
+def effective_counts(y: np.ndarray, weight: np.ndarray) -> tuple[int, int]:
+    """Labels and bads that weighted rows are worth, class by class (Kish 1965, section 8.2).
+
+    Args:
+        y: [S] labels 0 or 1; weight: [S] positive.
+    Returns:
+        labels and bads, rounded down; the numbers of rows where all weights are equal.
+    """
+
+    def worth(part: np.ndarray) -> int:
+        return int(part.sum() ** 2 / (part**2).sum() + 1e-6) if len(part) else 0
+
+    bads = worth(weight[y == 1])
+    return bads + worth(weight[y == 0]), bads
 
 
 def _column_names(
@@ -204,13 +309,14 @@ def _times(table: pl.DataFrame, column: str, schema: Schema, where: str, needed:
     return times
 
 
-def _labels(table: pl.DataFrame, need_labels: bool, where: str) -> pl.Series:
+def _labels(table: pl.DataFrame, need_labels: bool, where: str, refused: pl.Series) -> pl.Series:
     if "label" not in table.columns:
         return pl.repeat(None, len(table), dtype=pl.Int8, eager=True)
     given = table["label"]
     text = given.cast(pl.String).str.strip_chars().str.to_lowercase()
     label = text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
-    bad = label.is_null() if need_labels else label.is_null() & given.is_not_null()
+    excused = given.is_null() & refused if need_labels else given.is_null()
+    bad = label.is_null() & ~excused
     if bad.any():
         row = _first(bad)
         found = "is empty" if given[row - 1] is None else f"'{given[row - 1]}' is neither 0 nor 1"
@@ -230,6 +336,23 @@ def _weights(table: pl.DataFrame, where: str) -> pl.Series:
             "above zero"
         )
     return weight
+
+
+def _approved(table: pl.DataFrame, schema: Schema) -> tuple[pl.Series, list[str]]:
+    """[S] who was approved, from `approved` or `decision` unless the schema uses that name."""
+    used = {*schema.context, *(spec.column for spec in schema.context.values()), schema.entity}
+    column = next((c for c in APPROVAL if c in table.columns and c not in used), None)
+    if column is None:
+        return pl.repeat(None, len(table), dtype=pl.Boolean, eager=True), []
+    text = table[column].cast(pl.String).str.strip_chars().str.to_lowercase()
+    approved = text.replace_strict(_APPROVED, default=None, return_dtype=pl.Boolean)
+    odd = table[column].cast(pl.String).filter(approved.is_null()).drop_nulls().unique().sort()
+    if not len(odd):
+        return approved, []
+    return approved, [
+        f"column '{column}': {listing(odd, 5)} is read as neither approved nor refused; write "
+        "approved or refused, or 1 or 0"
+    ]
 
 
 def _optional(table: pl.DataFrame, column: str, dtype: type[pl.DataType]) -> pl.Series:
@@ -259,7 +382,7 @@ def _context(table: pl.DataFrame, name: str, spec: Field, schema: Schema, where:
 
 
 def _extra_note(table: pl.DataFrame, names: dict[str, str], schema: Schema) -> list[str]:
-    known = {*KNOWN, *names.values(), schema.entity}
+    known = {*KNOWN, *APPROVAL, *names.values(), schema.entity}
     extra = [c for c in table.columns if c not in known]
     if not extra:
         return []

@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from foundation.errors import RiskfmError, UserError
+from serving.label_commands import labels, reject_options
 from serving.progress import Reporter
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -252,6 +253,7 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
 @click.option("--channel", default="default", show_default=True, help="Name of the population.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--budget", type=float, help="Minutes for comparing recipes.")
+@reject_options
 @click.option(
     "--allow-leak",
     is_flag=True,
@@ -270,10 +272,14 @@ def adapt(
     seed: int,
     budget: float | None,
     allow_leak: bool,
+    reject_inference: str | None,
+    reject_factor: float,
+    rejects: Path | None,
     quiet: bool,
 ) -> None:
     """Turn a few hundred labels into a tested, packaged model with a report."""
     from finetune.adaptation import AdaptSettings, run_adaptation
+    from finetune.reject_inference import RejectSettings
 
     reporter = Reporter(quiet)
     chosen = tuple(r.strip() for r in recipes.split(",")) if recipes else ()
@@ -284,10 +290,16 @@ def adapt(
         seed=seed,
         budget_minutes=budget,
         allow_leak=allow_leak,
+        rejects=RejectSettings(reject_inference, reject_factor) if reject_inference else None,
     )
-    result = run_adaptation(backbone, store, samples, output, settings, test_path, reporter)
+    result = run_adaptation(
+        backbone, store, samples, output, settings, test_path, reporter, rejects
+    )
     click.echo("\n".join(result.lines()))
     click.echo(f"package {output / 'package'} ({result.package_id})")
+    if result.rejects is not None and "package" in result.rejects:
+        beside = output / result.rejects["path"]
+        click.echo(f"package {beside} ({result.rejects['package']}), with refused applicants")
     click.echo(f"report  {output / 'report.html'}")
 
 
@@ -372,6 +384,9 @@ def package_show(path: Path) -> None:
         "metrics",
     )
     click.echo(json.dumps({k: manifest.get(k) for k in keys}, indent=1))
+
+
+cli.add_command(labels)
 
 
 @cli.group()
