@@ -223,6 +223,7 @@ def _write_package(
         forecasters=graphs.forecasters,
         boosted_targets=builder.boosted_targets,
         network_targets=builder.network_targets,
+        based_targets=builder.based_targets,
         titles=builder.titles,
         metrics=result.metrics,
         score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),

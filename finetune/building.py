@@ -41,12 +41,14 @@ def make_builder(
         spec = spec.extend(None, samples.frame.select(list(backbone.schema.context)))
     history = None
     network_targets: tuple[str, ...] = ()
+    based_targets: tuple[str, ...] = ()
     if backbone.model is not None:
         from finetune.history_graph import export_history
 
         history = scratch / "history.onnx"
         export_history(backbone.model, tokenizer, history)
         network_targets = tuple(backbone.model.config.targets)
+        based_targets = tuple(backbone.model.config.based)
     forecasters = None
     titles = {
         t: o.title(h)
@@ -67,6 +69,7 @@ def make_builder(
         else None,
         boosted_targets=boosted_targets,
         network_targets=network_targets,
+        based_targets=based_targets,
         titles=titles,
         max_events=backbone.run["config"]["max_events"],
     )

@@ -73,6 +73,7 @@ class PackageParts:
     forecasters: onnx.ModelProto | None = None
     boosted_targets: tuple[str, ...] = ()
     network_targets: tuple[str, ...] = ()
+    based_targets: tuple[str, ...] = ()
     titles: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
@@ -261,6 +262,7 @@ def _write_files(
         "max_events": parts.max_events,
         "boosted_targets": list(parts.boosted_targets),
         "network_targets": list(parts.network_targets),
+        "based_targets": list(parts.based_targets),
         "forecast_titles": parts.titles,
         "columns": [
             {"name": c.name, "block": c.block, "kind": c.kind, "group": c.group, "title": c.title}

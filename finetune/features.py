@@ -32,6 +32,7 @@ POOLINGS = ("query", "mean", "last")
 # which are then mostly Python: a request waits for the longer of the two. For files both use every
 # core already; for a short history waking a thread costs as much as the graph.
 BESIDE = 16
+TINY = 1e-7
 WORTH_A_THREAD = 48
 Progress = Callable[[int, int], None]
 
@@ -94,6 +95,7 @@ class FeatureBuilder:
         history: ONNX session of the backbone, None where the backbone has no network.
         forecasters: ONNX session of the boosted forecasters, None without any.
         boosted_targets, network_targets: forecast names of the two.
+        based_targets: those of the network that are added to the boosted forecasts' log-odds.
         titles: forecast name -> words for people.
     """
 
@@ -104,6 +106,7 @@ class FeatureBuilder:
     forecasters: ort.InferenceSession | None = None
     boosted_targets: tuple[str, ...] = ()
     network_targets: tuple[str, ...] = ()
+    based_targets: tuple[str, ...] = ()
     titles: dict[str, str] = field(default_factory=dict)
     max_events: int = 256
     _columns: dict[tuple[bool, int | None], tuple[Column, ...]] = field(
@@ -150,14 +153,14 @@ class FeatureBuilder:
             only=only,
         )
         parts, width = [aggregates], None
-        forecast = bool("forecast" in want and self.boosted_targets)
+        forecast = bool(self.boosted_targets and ("forecast" in want or states))
         if forecast:
             run = boosted or self._boosted
             parts.append(run(aggregates).astype(np.float32))
         if histories is not None and states:
             found = running.result() if running else self._run(histories, batch_size, progress)
             if self.network_targets:
-                parts.append(found[1])
+                parts.append(self._network_forecasts(found[1], parts[-1]))
             parts.append(found[0])
             width = found[0].shape[1]
         return FeatureTable(
@@ -166,6 +169,16 @@ class FeatureBuilder:
             histories if keep_histories else None,
             thin=cut_.stop == cut_.start,
         )
+
+    def _network_forecasts(self, logits: np.ndarray, boosted: np.ndarray) -> np.ndarray:
+        """[S, T] float32 probabilities from what the network says and boosted probabilities."""
+        total = logits.astype(np.float64)
+        for t, name in enumerate(self.network_targets):
+            if name in self.based_targets:
+                base = boosted[:, self.boosted_targets.index(name)].astype(np.float64)
+                base = np.clip(base, TINY, 1 - TINY)
+                total[:, t] += np.log(base / (1 - base))
+        return (1.0 / (1.0 + np.exp(-total))).astype(np.float32)
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -237,7 +250,7 @@ class FeatureBuilder:
         progress: Progress | None,
         begun: Event | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """States [S, 3 D] and forecast probabilities [S, T] from the ONNX graph.
+        """States [S, 3 D] and forecast log-odds [S, T] from the ONNX graph.
 
         Args:
             begun: set right before the graph runs.

@@ -3,8 +3,8 @@
 Inputs are those of `foundation.batching.HistoryBatch` with one query per history; B and L are
 dynamic. Outputs of the history graph, in this order: `query` [B, D], `mean` and `last` [B, D] of
 the event states the query may see, as they enter the last block (zero for a history without
-events), `forecasts` [B, T] probabilities. The tables of token embeddings are constants of the
-graph.
+events), `forecasts` [B, T] log-odds, of based targets the part that the network adds. The tables of
+token embeddings are constants of the graph.
 
 Shapes: B batch, L events, K slots, X and Y extra columns, P profile and context slots, D width,
 T forecast targets.
@@ -55,7 +55,7 @@ class HistoryGraph(nn.Module):
             out.query[:, 0],
             (out.events * inside).sum(1) / count,
             (out.events * final).sum(1),
-            torch.sigmoid(out.forecasts[:, 0]),
+            out.forecasts[:, 0],
         )
 
 

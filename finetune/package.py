@@ -37,7 +37,7 @@ from foundation.history import build_profile, build_timeline
 from foundation.schema import Schema, fingerprint, schema_from_dict
 from foundation.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-5
 
 
@@ -139,6 +139,7 @@ class Package:
             forecasters=_session(path, manifest["graphs"].get("forecasters"), threads),
             boosted_targets=tuple(manifest["boosted_targets"]),
             network_targets=tuple(manifest["network_targets"]),
+            based_targets=tuple(manifest["based_targets"]),
             titles=manifest["forecast_titles"],
             max_events=manifest["max_events"],
         )

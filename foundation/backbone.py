@@ -56,6 +56,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         targets: names of the forecasts, in output order.
         activity_days: horizons of the automatic targets (any event and count per source).
         gap_edges_days: inner edges of the bins of the time to the next event.
+        based: targets whose forecasts are added to the boosted forecasters' log-odds.
         ignored_extra: extra columns of events and queries that are read as zero, such as the month
             where the history is too short to have seen every month.
         bidirectional: events see all events before the query; one query per sequence.
@@ -99,6 +100,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         longest_days: float = 2922.0,
         bidirectional: bool = False,
         ignored_extra: Sequence[str] = (),
+        based: Sequence[str] = (),
         tokenizer_fingerprint: str = "",
         schema_fingerprint: str = "",
         **kwargs: Any,
@@ -122,6 +124,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         self.longest_days = longest_days
         self.bidirectional = bidirectional
         self.ignored_extra = list(ignored_extra)
+        self.based = list(based)
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.schema_fingerprint = schema_fingerprint
         super().__init__(**kwargs)

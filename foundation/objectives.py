@@ -58,6 +58,7 @@ class TrainingBatch:
         length: [B] int64 events per window.
         outcomes: [B, Q, T] float32 in {0, 1, NaN}.
         activity: [B, Q, A, sources] float32 event counts, NaN where the window is not over.
+        base: [B, Q, T] float32 log-odds the forecasts are added to, see foundation.residual.
         seed: of whatever the objectives draw at random.
     """
 
@@ -65,6 +66,7 @@ class TrainingBatch:
     length: torch.Tensor
     outcomes: torch.Tensor
     activity: torch.Tensor
+    base: torch.Tensor
     seed: int
 
     def to(self, device: torch.device) -> TrainingBatch:
@@ -74,6 +76,7 @@ class TrainingBatch:
             self.length.to(device),
             self.outcomes.to(device),
             self.activity.to(device),
+            self.base.to(device),
             self.seed,
         )
 
@@ -102,7 +105,7 @@ class Objectives(nn.Module):
         if c.next_event:
             losses["next_event"] = self.next_event(model, out, batch)
         if c.forecast and batch.outcomes.shape[-1]:
-            losses["forecast"] = forecast_loss(out.forecasts, batch.outcomes)
+            losses["forecast"] = forecast_loss(out.forecasts + batch.base, batch.outcomes)
         if c.activity and self.horizons:
             losses["activity"] = self.activity(out, batch)
         if c.masked_event:
@@ -276,5 +279,6 @@ def training_batch(arrays: dict[str, np.ndarray], seed: int) -> TrainingBatch:
         tensors["length"],
         tensors["outcomes"].float(),
         tensors["activity"].float(),
+        tensors["base"].float(),
         seed,
     )

@@ -43,6 +43,7 @@ from foundation.pretrain_config import (
     load_pretrain_config,
     shards_of,
 )
+from foundation.residual import boosted_margins, settle
 from foundation.run_record import PARTIAL, card, close_work, open_work, versions
 from foundation.schema import Schema, fingerprint, schema_to_dict
 from foundation.selection import chosen_entities, entity_digest, read_selection
@@ -193,6 +194,8 @@ def pretrain(
             timeline,
             profile,
             tokenizer,
+            spec,
+            forecasters,
             until_us,
             work,
             resume,
@@ -221,17 +224,33 @@ def pretrain(
     return PretrainRun(out_dir, run)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What training reads.
+
+    Attributes:
+        make: step -> its batch. validation: batches of held-out entities. steps: how many.
+        unseen: extra columns that will leave the range they were trained in.
+    """
+
+    make: Callable[[int], TrainingBatch]
+    validation: list[TrainingBatch]
+    steps: int
+    unseen: tuple[str, ...]
+
+
 def prepare(
     config: PretrainConfig,
     timeline: Timeline,
     profile: ProfileHistory | None,
     tokenizer: Tokenizer,
     until_us: int,
-) -> tuple[Callable[[int], TrainingBatch], list[TrainingBatch], int]:
+    margins: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Prepared:
     """Encode, draw cuts, compute targets.
 
-    Returns:
-        The batch of a training step, the validation batches, and the number of steps.
+    Args:
+        margins: entity and cut_us, [S] each -> [S, T] log-odds that forecasts are added to.
     """
     outcomes = timeline.schema.parsed_outcomes()
     horizons = activity_horizons(config, timeline.schema)
@@ -244,6 +263,7 @@ def prepare(
         cut_us,
         outcome_targets(timeline, outcomes, entity, cut_us, until_us),
         activity_counts(timeline, entity, cut_us, horizons, until_us),
+        None if margins is None else margins(entity, cut_us),
     )
     context = context_at(timeline, entity, cut_us)
     queries = tokenizer.encode_query(pool_cut(timeline, pool), timeline, profile, context)
@@ -266,7 +286,8 @@ def prepare(
 
     count = min(config.validation_batches, checking.steps_per_epoch)
     validation = [batch(checking, k) for k in range(count)] if len(checking.entities) else []
-    return (lambda step: batch(training, step)), validation, steps
+    unseen = unseen_extra(timeline, until_us, entity, cut_us)
+    return Prepared(lambda step: batch(training, step), validation, steps, unseen)
 
 
 def _network(
@@ -274,6 +295,8 @@ def _network(
     timeline: Timeline,
     profile: ProfileHistory | None,
     tokenizer: Tokenizer,
+    spec: AggregateSpec,
+    forecasters: Forecasters | None,
     until_us: int,
     work: Path,
     resume: bool,
@@ -281,8 +304,15 @@ def _network(
     callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Train and save the network; returns what run.json says about it."""
-    make, validation, steps = prepare(config, timeline, profile, tokenizer, until_us)
-    model = build_model(config, timeline.schema, tokenizer, unseen_extra(timeline))
+    targets = target_names(timeline.schema.parsed_outcomes())
+
+    def margins(entity: np.ndarray, cut_us: np.ndarray) -> np.ndarray:
+        return boosted_margins(forecasters, spec, timeline, profile, entity, cut_us, targets)
+
+    data = prepare(config, timeline, profile, tokenizer, until_us, margins)
+    model = build_model(config, timeline.schema, tokenizer, data.unseen)
+    steps = data.steps
+    model.config.based = list(forecasters.names) if forecasters else []
     module = PretrainingModule(
         model,
         Objectives(config.objectives, model.config),
@@ -295,8 +325,8 @@ def _network(
     say(f"network: {count:,} weights, {steps:,} steps")
     curve = train(
         module,
-        make,
-        validation,
+        data.make,
+        data.validation,
         work,
         steps,
         config.checkpoint_every,
@@ -306,17 +336,37 @@ def _network(
         resume,
         callbacks,
     )
+    shares = settle(model, data.validation, model.config.based)
+    for name, share in shares.items():
+        say(f"forecast {name}: boosted, and {share:.0%} of what the network adds")
     save_weights(model, work)
-    return {"parameters": count, "steps": steps, "validation": curve}
+    return {"parameters": count, "steps": steps, "validation": curve, "shares": shares}
 
 
-def unseen_extra(timeline: Timeline) -> tuple[str, ...]:
+def unseen_extra(
+    timeline: Timeline, until_us: int, entity: np.ndarray, cut_us: np.ndarray
+) -> tuple[str, ...]:
     """Extra columns that will leave the range they were trained in.
 
-    With less than a year and a month of history the coming months were never seen.
+    With less than a year and a month of history the coming months were never seen. Where most
+    histories begin together, as where data collection did, those to be scored are longer than
+    nearly all that were trained on, and the length of a history tells nothing but the date.
+
+    Args:
+        entity, cut_us: [S] int64 cuts that are learned from.
     """
-    span = int(timeline.known_us.max() - timeline.known_us.min()) if len(timeline) else 0
-    return () if span >= SEASONS_DAYS * DAY_US else ("month_sin", "month_cos")
+    if not len(timeline) or not len(entity):
+        return ()
+    out: tuple[str, ...] = ()
+    if int(timeline.known_us.max() - timeline.known_us.min()) < SEASONS_DAYS * DAY_US:
+        out += ("month_sin", "month_cos")
+    first = np.full(len(timeline.entity_ids), until_us)
+    some = np.diff(timeline.offsets) > 0
+    first[some] = timeline.known_us[timeline.offsets[:-1][some]]
+    trained = np.quantile(cut_us - first[entity], 0.95)
+    if np.median(until_us - first[np.unique(entity)]) > trained:
+        out += ("log_since_first", "log_events", "few_events")
+    return out
 
 
 def build_model(

@@ -98,6 +98,7 @@ def split(batch: TrainingBatch, count: int) -> list[TrainingBatch]:
             batch.length[a:b],
             batch.outcomes[a:b],
             batch.activity[a:b],
+            batch.base[a:b],
             batch.seed * count + i,
         )
         for i, (a, b) in enumerate(pairwise(edges))

@@ -35,6 +35,7 @@ class CutPool:
             event not known before the cut.
         offsets: [E + 1] int64; cuts of entity e are offsets[e]:offsets[e + 1].
         outcomes: [S, T] float32; activity: [S, A, sources] float32 counts; NaN not matured.
+        base: [S, T] float32 log-odds that forecasts are added to.
     """
 
     entity: np.ndarray
@@ -43,6 +44,7 @@ class CutPool:
     offsets: np.ndarray
     outcomes: np.ndarray
     activity: np.ndarray
+    base: np.ndarray
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -169,12 +171,15 @@ def build_pool(
     cut_us: np.ndarray,
     outcomes: np.ndarray,
     activity: np.ndarray,
+    base: np.ndarray | None = None,
 ) -> CutPool:
     """Put cuts and targets together; `entity` must be sorted."""
     start, end = timeline.offsets[entity], timeline.offsets[entity + 1]
     position = first_not_before(timeline.known_us, start, end, cut_us)
     offsets = np.searchsorted(entity, np.arange(len(timeline.entity_ids) + 1)).astype(np.int64)
-    return CutPool(entity, cut_us, position, offsets, outcomes.astype(np.float32), activity)
+    outcomes = outcomes.astype(np.float32)
+    base = np.zeros(outcomes.shape, np.float32) if base is None else base
+    return CutPool(entity, cut_us, position, offsets, outcomes, activity, base)
 
 
 class WindowSampler:
@@ -282,7 +287,8 @@ class WindowBatches:
         self.encoded, self.queries, self.pool = encoded, queries, pool
 
     def arrays(self, plan: Plan) -> dict[str, np.ndarray]:
-        """Inputs by name, `length` [B], `outcomes` [B, Q, T] and `activity` [B, Q, A, sources].
+        """Inputs by name, `length` [B], `outcomes` and `base` [B, Q, T], `activity`
+        [B, Q, A, sources].
 
         Targets of a repeated cut are NaN, so that it does not count twice.
         """
@@ -297,6 +303,7 @@ class WindowBatches:
         out["query_value"] = self.queries.value[cuts]
         out["query_position"] = self.pool.position[cuts] - plan.start[:, None]
         out["outcomes"] = np.where(plan.fresh[..., None], self.pool.outcomes[cuts], np.nan)
+        out["base"] = self.pool.base[cuts]
         fresh = plan.fresh[..., None, None]
         out["activity"] = np.where(fresh, self.pool.activity[cuts], np.nan)
         return out

@@ -130,6 +130,8 @@ def judged(
             continue
         boosted = margins[known, backbone.forecasters.names.index(name)]
         network, truth = logits[known, t], truth[known]
+        if name in backbone.model.config.based:
+            network = network + boosted
         row: dict[str, Any] = {"set": store.schema.name, "target": name, "rows": int(known.sum())}
         row["share"] = float(truth.mean())
         for kind, score in (

@@ -82,7 +82,7 @@ def main() -> None:
     schema, timeline, until_us = synthetic(1000, 120)
     tokenizer = Tokenizer.fit(schema, timeline)
     begun = time.perf_counter()
-    make, _, _ = prepare(config, timeline, None, tokenizer, until_us)
+    make = prepare(config, timeline, None, tokenizer, until_us).make
     prepared = time.perf_counter() - begun
     model = build_model(config, schema, tokenizer)
     module = PretrainingModule(

@@ -62,7 +62,7 @@ def test_overfits_a_tiny_set(name: str, share: float) -> None:
     schema, timeline, profile = small_lender(24)
     tokenizer = Tokenizer.fit(schema, timeline, profile)
     config = config_of(name)
-    make, _, _ = prepare(config, timeline, profile, tokenizer, UNTIL_US)
+    make = prepare(config, timeline, profile, tokenizer, UNTIL_US).make
     model = build_model(config, schema, tokenizer)
     objectives = Objectives(config.objectives, model.config)
     batch = make(0)
@@ -99,7 +99,7 @@ def test_next_event_reads_no_state_of_the_event_it_predicts() -> None:
     schema, timeline, profile = small_lender(24)
     tokenizer = Tokenizer.fit(schema, timeline, profile)
     config = config_of("next_event")
-    make, _, _ = prepare(config, timeline, profile, tokenizer, UNTIL_US)
+    make = prepare(config, timeline, profile, tokenizer, UNTIL_US).make
     model = build_model(config, schema, tokenizer)
     batch: TrainingBatch = make(0)
     batch.inputs["extra"].requires_grad_(True)

@@ -28,7 +28,7 @@ CONFIG = PretrainConfig(
 def parts() -> tuple:
     schema, timeline, *_ = small_lender(24)
     tokenizer = Tokenizer.fit(schema, timeline, None)
-    make, _, _ = prepare(CONFIG, timeline, None, tokenizer, UNTIL_US)
+    make = prepare(CONFIG, timeline, None, tokenizer, UNTIL_US).make
     model = build_model(CONFIG, schema, tokenizer)
     return model, Objectives(CONFIG.objectives, model.config), make(0)
 
