@@ -39,16 +39,17 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--recipes", default="")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--drop", default="", help="blocks of columns to leave out")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    rows = measure(arguments)
+    rows = measure(arguments, frozenset(filter(None, arguments.drop.split(","))))
     print(table_text(rows))
     if arguments.output:
         pl.DataFrame(rows).write_parquet(arguments.output)
 
 
-def measure(arguments: argparse.Namespace) -> list[dict]:
-    """One row per draw and recipe."""
+def measure(arguments: argparse.Namespace, drop: frozenset[str] = frozenset()) -> list[dict]:
+    """One row per draw and recipe, without the columns of the blocks in `drop`."""
     folder = arguments.data / arguments.name
     pool, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("pool", "test"))
     draws = [
@@ -70,6 +71,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
         run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
         table = builder.table(train, boosted=run, keep_histories=tuned)
         held = builder.table(population_of(store, schema, test_samples), keep_histories=tuned)
+    table, held = table.select(table.blocks - drop), held.select(held.blocks - drop)
     rows: list[dict] = []
     for k, draw in enumerate(draws):
         at = np.searchsorted(used, draw)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import json
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from foundation.training import PretrainingModule, Steps, make_optimizer  # noqa
 
 START = dt.datetime(2020, 1, 1)
 DAYS = 720
+BAR = 20_000
 
 
 def synthetic(entities: int, events: int) -> tuple[Schema, Timeline, int]:
@@ -111,6 +113,14 @@ def main() -> None:
         events, steps = events + int(batch.length.sum()), steps + 1
     elapsed, processor = time.perf_counter() - begun, time.process_time() - used
     weights = sum(p.numel() for p in model.parameters())
+    row = {"what": f"pretraining {config.name}", "value": round(events / elapsed)}
+    row |= {
+        "unit": "events/s",
+        "on": f"{len(timeline):,} events, ten fields, {config.threads} threads",
+    }
+    if config.name == "nano":
+        row |= {"bar": BAR, "better": "higher"}
+    print(json.dumps(row))
     print(
         f"{config.name}: {weights:,} weights, {config.threads} threads, {steps} steps: "
         f"{events / elapsed:,.0f} events/s ({events / processor:,.0f} per CPU second); "

@@ -1,0 +1,147 @@
+"""What each part of pretraining and each block of columns is worth, in one table.
+
+Every variant of the objectives pretrains a backbone of its own; `probe`, `forecast` and `fusion`
+then learn n labels of the pool, on the same draws. Blocks of columns are left out of `gbdt` and
+`fusion` with the whole backbone. Judged by log-loss across the folds of the labels (lower is
+better) and, for the reader, by KS on the test set. A variant that is there already is not run
+again.
+
+    python scripts/bench/ablations.py uci loans --data $RISKFM_DATA/prepared --work WORK --draws 5
+
+WORK/SET/store holds the events; `--config` names the pretraining that the variants change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from forecasts import changed
+from ladder import measure
+
+from foundation.pretraining import pretrain
+
+OFF = dict.fromkeys(("next_event", "forecast", "activity", "masked_event", "coles"), 0.0)
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "no pretraining": {},
+    "next event only": {"next_event": 1.0},
+    "forecasting only": {"forecast": 1.0, "activity": 0.25},
+    "masked only": {"masked_event": 1.0},
+    "contrastive only": {"coles": 1.0},
+    "all": {
+        "next_event": 0.5, "forecast": 1.0, "activity": 0.25, "masked_event": 0.5, "coles": 0.2
+    },
+}  # fmt: skip
+BLOCKS = ("profile", "aggregate", "forecast", "embedding")
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="the prepared sets")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=Path("configs/pretrain/nano.yaml"))
+    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, help="Markdown, printed as well")
+    given = parser.parse_args()
+    rows = [row for name in given.sets for row in of_set(name, given)]
+    text = table(rows)
+    print(text)
+    if given.output:
+        given.output.write_text(text + "\n", encoding="utf-8")
+
+
+def of_set(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of all variants of one set: variant, recipe, cv log-loss and KS of every draw."""
+    rows = []
+    for variant in ("as configured", *OBJECTIVES):
+        rows += kept(name, variant, "probe,forecast,fusion", frozenset(), variant, given)
+    for block in BLOCKS:
+        recipes = "gbdt,fusion" if block != "embedding" else "fusion"
+        drop = frozenset({block})
+        rows += kept(name, f"without {block}", recipes, drop, "as configured", given)
+    rows += kept(name, "all columns", "gbdt,fusion", frozenset(), "as configured", given)
+    return rows
+
+
+def kept(
+    name: str,
+    variant: str,
+    recipes: str,
+    drop: frozenset[str],
+    backbone: str,
+    given: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """The rows of a variant, measured now unless they lie in the work directory."""
+    folder = given.work / name / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{variant.replace(' ', '-')}.{given.n}.{given.draws}.{given.repeats}.json"
+    if not file.exists():
+        print(f"-- {name}: {variant}", file=sys.stderr, flush=True)
+        asked = argparse.Namespace(
+            name=name,
+            data=given.data,
+            work=given.work / name,
+            backbone=pretrained(name, backbone, given),
+            n=given.n,
+            draws=given.draws,
+            recipes=recipes,
+            repeats=given.repeats,
+        )
+        found = [r for r in measure(asked, drop) if r["recipe"] in recipes.split(",")]
+        file.write_text(json.dumps(found), encoding="utf-8")
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return [{"set": name, "variant": variant, **row} for row in rows]
+
+
+def pretrained(name: str, variant: str, given: argparse.Namespace) -> Path:
+    """The backbone of a variant, pretrained once, without the test's entities."""
+    out = given.work / name / "ablations" / f"backbone-{variant.replace(' ', '-')}"
+    if out.exists():
+        return out
+    changes = []
+    if variant in OBJECTIVES:
+        weights = OFF | OBJECTIVES[variant]
+        changes = [f"objectives.{key}={value}" for key, value in weights.items()]
+    if variant == "no pretraining":
+        changes += ["steps=1", "optimizer.lr=0", "optimizer.muon_lr=0"]
+    config = changed(given.config, changes, 0, given.work / name / "ablations")
+    pool, test = (pl.read_parquet(given.data / name / f"{p}.parquet") for p in ("pool", "test"))
+    until = pool["as_of"].min()
+    assert isinstance(until, dt.datetime)
+    store = given.work / name / "store"
+    pretrain(config, store, out, until, exclude_entities=test["entity_id"].unique(), resume=True)
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean over the draws of cross-validated log-loss and test KS."""
+    frame = (
+        pl.DataFrame(rows)
+        .group_by("set", "variant", "recipe", maintain_order=True)
+        .agg(pl.len().alias("draws"), pl.col("cv_log_loss", "auc", "ks").mean())
+    )
+    lines = [
+        "| set | variant | recipe | draws | cv log-loss | test AUC | test KS |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['set']} | {r['variant']} | {r['recipe']} | {r['draws']} | {r['cv_log_loss']:.4f} "
+        f"| {r['auc']:.3f} | {r['ks']:.3f} |"
+        for r in frame.iter_rows(named=True)
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
