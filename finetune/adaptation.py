@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.building import GraphFiles, cross_fitted, leak_notes, make_builder
 from finetune.calibration import apply_calibration
+from finetune.channels import label_record, read_sources, source_notes
 from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_record
 from finetune.export import PackageParts, Parity, write_package
 from finetune.features import FeatureBuilder, Population
@@ -41,6 +42,7 @@ class Adaptation:
     Attributes:
         power: what the labels can show, said before training; None with too few of a class.
         rejects: reject inference beside the plain model; None where it was not asked for.
+        sources: ids of the packages that `transfer` started from.
     """
 
     settings: AdaptSettings
@@ -56,6 +58,7 @@ class Adaptation:
     metrics: dict[str, Any] = field(default_factory=dict)
     power: dict[str, Any] | None = None
     rejects: dict[str, Any] | None = None
+    sources: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Power of the labels, the ladder and reject inference for a terminal."""
@@ -107,9 +110,14 @@ def run_adaptation(
     power = _say_power(samples, test, reporter)
     with tempfile.TemporaryDirectory() as scratch:
         builder, graphs = make_builder(backbone, samples, Path(scratch))
+        sources = read_sources(settings.sources, backbone, builder.spec)
+        told = source_notes(sources, samples, test, backbone.fingerprint, settings.allow_leak)
+        for note in told:
+            reporter.say(f"note: {note}")
+        notes += told
         train = population_of(store, backbone.schema, samples)
         table = training_table(builder, backbone, train, reporter)
-        model = make_model(settings, backbone, samples, table, reporter)
+        model = make_model(settings, backbone, samples, table, reporter, sources)
         result = Adaptation(
             settings, backbone, store.version, samples, table, model, None, notes + model.warnings
         )
@@ -117,6 +125,7 @@ def run_adaptation(
         if test is not None:
             result.test = _test(builder, store, backbone, model, test, reporter)
         result.power = power
+        result.sources = [str(s.label["package"]) for s in sources]
         second = None
         if refused is not None:
             people = population_of(store, backbone.schema, refused)
@@ -189,7 +198,8 @@ def _test(
 ) -> TestResult:
     """Features of the test file as any later row gets them, and every recipe's figures on it."""
     population = population_of(store, backbone.schema, test)
-    tuned = bool({"prompt", "lora"} & set(model.others))
+    used = [model.ladder.recipes[n] for n in model.others] if model.ladder else []
+    tuned = any("history" in recipe.needs for recipe in used)
     with reporter.bar("features of the test file") as bar:
         table = builder.table(population, keep_histories=tuned, progress=bar)
     return evaluate(model, test, table)
@@ -226,6 +236,7 @@ def _write_package(
         based_targets=builder.based_targets,
         titles=builder.titles,
         metrics=result.metrics,
+        labels=label_record(result.samples, backbone.fingerprint),
         score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),
         lineage={
             "store_version": result.store_version,
@@ -233,6 +244,7 @@ def _write_package(
             "backbone_until": backbone.run.get("until"),
             "code_version": backbone.run.get("riskfm", ""),
             "seed": result.settings.seed,
+            "sources": result.sources,
         },
     )
     package, parity = write_package(path, parts, train, expected)

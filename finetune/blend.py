@@ -1,9 +1,12 @@
 """The blend: a non-negative weighted average of the best recipes' logits.
 
-Weights lie on the simplex and minimise the out-of-fold log-loss plus a pull towards equal weights
-that fades as bads grow. Members clearly worse than the best are left out.
+Half of the weights is stacked: on the simplex, least out-of-fold log-loss plus a pull towards equal
+weights that fades as bads grow (Breiman 1996), members clearly worse than the best left out. The
+other half is each member's chance of being the best one, by the Bayesian bootstrap of its losses
+(Rubin 1981; as Bayesian-bootstrapped model averaging, Yao et al. 2018). The first hedges where
+nothing can be told apart, the second lets go of the hedge where one member is right.
 
-Shapes: S samples, M members.
+Shapes: S samples, M members, D draws.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ from finetune.table import FeatureTable
 from foundation.errors import SampleError
 
 if TYPE_CHECKING:
-    from finetune.recipes import Recipe
+    from finetune.recipes import FittedRecipe, Recipe
 
 PULL = 20.0
 LEAST_GBDT = 0.1
 CLEARLY_WORSE = 2.0
 SEEDS = 2
+DRAWS = 500
+LEAST_SHARE = 0.02
+# A member that reads histories itself costs every score a run of the backbone: it has to earn it.
+LEAST_SLOW = 0.2
 
 
 def row_losses(y: np.ndarray, logit: np.ndarray) -> np.ndarray:
@@ -37,17 +44,22 @@ def row_losses(y: np.ndarray, logit: np.ndarray) -> np.ndarray:
 
 
 def blend_weights(
-    logits: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, repeats: int = 1
+    logits: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    weight: np.ndarray,
+    repeats: int = 1,
+    slow: frozenset[str] = frozenset(),
 ) -> dict[str, float]:
     """Weights of members from their out-of-fold logits ([S] each); they sum to one.
 
     Args:
         repeats: how often each sample stands in the rows; the evidence is that of one.
+        slow: members that are left out where their share is below `LEAST_SLOW`.
 
     A member is left out where its paired loss to the best is more than `CLEARLY_WORSE` standard
     errors; `gbdt`, where given, always keeps at least `LEAST_GBDT`.
     """
-    weight = weight / weight.mean() / repeats
+    given, weight = weight, weight / weight.mean() / repeats
     losses = {name: row_losses(y, z) for name, z in logits.items()}
     best = min(losses, key=lambda n: float(weight @ losses[n]))
     kept = []
@@ -69,18 +81,39 @@ def blend_weights(
         return value, share * (by_share - share @ by_share)
 
     share = softmax(minimize(objective, np.zeros(members), jac=True, method="L-BFGS-B").x)
+    chance = best_chances(np.stack([losses[n] for n in kept], axis=1), weight, repeats)
+    share = (share + chance) / 2
+    dear = {n for n, s in zip(kept, share, strict=True) if n in slow and s < LEAST_SLOW}
+    if 0 < len(dear) < members:
+        cheap = {n: logits[n] for n in kept if n not in dear}
+        return blend_weights(cheap, y, given, repeats, slow)
     if "gbdt" in kept and members > 1:
         at = kept.index("gbdt")
         if share[at] < LEAST_GBDT:
             rest = np.delete(share, at)
             share = np.insert(rest / rest.sum() * (1 - LEAST_GBDT), at, LEAST_GBDT)
-    share = np.where(share < 0.01, 0.0, share)
+    share = np.where(share < LEAST_SHARE, 0.0, share)
     share = share / share.sum()
     return {n: float(s) for n, s in zip(kept, share, strict=True) if s > 0}
 
 
+def best_chances(losses: np.ndarray, weight: np.ndarray, repeats: int = 1) -> np.ndarray:
+    """[M] how often each member has the least mean loss under the Bayesian bootstrap.
+
+    Args:
+        losses: [S, M] log-loss of each row; weight: [S]; repeats: rows of one sample.
+    """
+    drawn = np.random.default_rng(0).gamma(1.0 / repeats, size=(DRAWS, len(losses)))
+    least = ((drawn * weight) @ losses).argmin(axis=1)
+    return np.bincount(least, minlength=losses.shape[1]) / DRAWS
+
+
 def out_of_fold_blend(
-    logits: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, fold: np.ndarray
+    logits: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    weight: np.ndarray,
+    fold: np.ndarray,
+    slow: frozenset[str] = frozenset(),
 ) -> np.ndarray:
     """[S] blended logits of one repeat, each fold's weights learnt on the other folds.
 
@@ -91,7 +124,9 @@ def out_of_fold_blend(
     out = np.full(len(y), np.nan)
     for k in np.unique(fold[fold >= 0]):
         learn, apply = (fold >= 0) & (fold != k), fold == k
-        weights = blend_weights({n: z[learn] for n, z in logits.items()}, y[learn], weight[learn])
+        weights = blend_weights(
+            {n: z[learn] for n, z in logits.items()}, y[learn], weight[learn], slow=slow
+        )
         out[apply] = sum(w * logits[n][apply] for n, w in weights.items())
     return out
 
@@ -104,18 +139,22 @@ class BlendRecipe:
         members: recipes it may use; those whose columns are absent are left out.
         weights: known weights, as the ladder learns them; without, they are learnt by an inner
             cross-validation.
+        fitted: members that have been fitted on the same rows with the same seed.
     """
 
     members: tuple[Recipe, ...]
     weights: dict[str, float] | None = None
+    fitted: dict[str, FittedRecipe] | None = None
     name: str = "blend"
     needs: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     slow: bool = False
 
-    def with_weights(self, weights: Mapping[str, float]) -> BlendRecipe:
-        """The same blend with its weights fixed."""
-        return replace(self, weights=dict(weights))
+    def with_weights(
+        self, weights: Mapping[str, float], fitted: Mapping[str, FittedRecipe] | None = None
+    ) -> BlendRecipe:
+        """The same blend with its weights fixed, and members that need no second fit."""
+        return replace(self, weights=dict(weights), fitted=dict(fitted or {}))
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
@@ -131,10 +170,11 @@ class BlendRecipe:
         for name, share in weights.items():
             if name not in usable:
                 raise SampleError(f"blend: member '{name}' has no columns in this table")
-            # Only what depends on the seed gains from several.
-            seeds = SEEDS if name in ("gbdt", "fusion") or usable[name].slow else 1
+            # Only what depends on the seed gains from several; tuned members bag by themselves.
+            seeds = SEEDS if name in ("gbdt", "fusion") else 1
             for bag in range(seeds):
-                fitted.append(usable[name].fit(table, y, weight, groups, seed + bag))
+                known = (self.fitted or {}).get(name) if bag == 0 else None
+                fitted.append(known or usable[name].fit(table, y, weight, groups, seed + bag))
                 shares.append(share / seeds)
         return WeightedRecipes(self.name, fitted, shares, {"weights": weights})
 
@@ -162,4 +202,5 @@ class BlendRecipe:
             logits[name] = out
         if not logits:
             raise SampleError("blend: none of its members can be fitted on these samples")
-        return blend_weights(logits, y, weight)
+        slow = frozenset(n for n, m in usable.items() if m.slow)
+        return blend_weights(logits, y, weight, slow=slow)

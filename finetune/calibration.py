@@ -15,6 +15,11 @@ from foundation.errors import ArtifactError
 
 ISOTONIC_BADS = 1000
 MAX_STEPS = 200
+# The share of the straight calibration in a Venn-Abers table, in log-odds: its steps would be ties.
+STRAIGHT_SHARE = 0.5
+STRAIGHT_PRIOR = 0.3
+# Up to so many labels Venn-Abers; measured at 100 to 300, see docs/LOG.md.
+VENN_ABERS_LABELS = 400
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,41 @@ class Isotonic:
         }
 
 
-Calibration = Platt | Isotonic
+@dataclass(frozen=True)
+class VennAbers:
+    """Venn-Abers probabilities interpolated in log-odds over knots, tilted by a Platt calibration.
+
+    log-odds = (1 - share) * table(logit) + share * (slope * logit + intercept); a positive slope
+    makes it rise strictly, so no two logits share a probability that differ.
+    """
+
+    logits: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    slope: float
+    intercept: float
+    share: float = STRAIGHT_SHARE
+
+    def apply(self, logit: np.ndarray) -> np.ndarray:
+        """[S] probabilities of [S] logits."""
+        logit = np.asarray(logit, np.float64)
+        p = np.array(self.probabilities)
+        table = np.interp(logit, self.logits, np.log(p) - np.log1p(-p))
+        straight = self.slope * logit + self.intercept
+        return sigmoid((1 - self.share) * table + self.share * straight)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "method": "venn-abers",
+            "logits": list(self.logits),
+            "probabilities": list(self.probabilities),
+            "slope": self.slope,
+            "intercept": self.intercept,
+            "share": self.share,
+        }
+
+
+Calibration = Platt | Isotonic | VennAbers
 
 
 def calibration_from_dict(data: dict[str, Any]) -> Calibration:
@@ -79,9 +118,27 @@ def calibration_from_dict(data: dict[str, Any]) -> Calibration:
                 and p[0] >= 0
                 and p[-1] <= 1
             )
+        elif data["method"] == "venn-abers":
+            out = VennAbers(
+                tuple(map(float, data["logits"])),
+                tuple(map(float, data["probabilities"])),
+                float(data["slope"]),
+                float(data["intercept"]),
+                float(data["share"]),
+            )
+            x, p = np.array(out.logits), np.array(out.probabilities)
+            sound = (
+                len(x) == len(p) > 0
+                and bool(np.isfinite([*out.logits, out.slope, out.intercept]).all())
+                and bool((np.diff(x) > 0).all())
+                and bool((np.diff(p) >= 0).all())
+                and 0 < p[0] <= p[-1] < 1
+                and out.slope >= 0
+                and 0 <= out.share <= 1
+            )
         else:
             raise ArtifactError(
-                f"calibration method '{data['method']}' is neither platt nor isotonic"
+                f"calibration method '{data['method']}' is none of platt, isotonic, venn-abers"
             )
     except (KeyError, TypeError, ValueError) as exc:
         raise ArtifactError(f"calibration is incomplete or no numbers: {exc}") from None
@@ -181,13 +238,30 @@ def fit_isotonic(logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = N
     return Isotonic(tuple(x[knots].tolist()), tuple(fitted[knots].tolist()))
 
 
+def fit_venn_abers(logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> VennAbers:
+    """See `finetune.venn_abers`; the tilt is the Platt calibration of the same rows."""
+    from finetune.venn_abers import venn_abers_table
+
+    straight = fit_platt(logit, y, weight, STRAIGHT_PRIOR)
+    x, p = venn_abers_table(logit, y, weight)
+    return VennAbers(tuple(x.tolist()), tuple(p.tolist()), straight.slope, straight.intercept)
+
+
 def fit_calibration(
     logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
 ) -> Calibration:
-    """Isotonic with `ISOTONIC_BADS` bads and as many goods, else Platt."""
+    """Isotonic with `ISOTONIC_BADS` bads and as many goods, Venn-Abers with few labels, else Platt.
+
+    Venn-Abers needs two of either label; a score that runs against the labels gets no calibration
+    by steps either, but Platt's constant.
+    """
     if min(int((y == 1).sum()), int((y == 0).sum())) >= ISOTONIC_BADS:
         return fit_isotonic(logit, y, weight)
-    return fit_platt(logit, y, weight)
+    straight = fit_platt(logit, y, weight)
+    few = len(y) <= VENN_ABERS_LABELS and min(int((y == 1).sum()), int((y == 0).sum())) >= 2
+    if few and straight.slope > 0:
+        return fit_venn_abers(logit, y, weight)
+    return straight
 
 
 def points(p: np.ndarray, base: float = 600.0, pdo: float = 20.0, odds: float = 50.0) -> np.ndarray:

@@ -1,9 +1,16 @@
 """Which recipe `auto` ships.
 
-Recipes are compared by pooled out-of-fold log-loss (AUC as tie-break). Among those whose paired
-difference to the best is within one standard error the one of lowest variance is shipped. What
-would be worse than the lender's own GBDT in the mean gives way to a blend that includes it. With
-fewer than ten bads only what needs no labels, or almost none, may be shipped.
+Recipes are compared by pooled out-of-fold log-loss (AUC as tie-break), paired row by row. With few
+labels the standard error of a difference is larger than most differences, and whichever recipe is
+picked is picked by chance. An average does not depend on the pick: the blend is shipped unless a
+recipe is better than it by more than `CLEARLY` standard errors (by chance alone the best of seven
+often looks one better). Without a blend the best recipe is shipped, or the one of least variance
+among those that are its equals to `EQUAL`. What would be worse than the lender's own GBDT in the
+mean gives way to a blend that includes it. With fewer than ten bads only what needs no labels, or
+almost none, may be shipped.
+
+Measured against picking the simplest recipe within one standard error of the best (Breiman et al.
+1984), which ships a zero-label score wherever labels are few: see docs/LOG.md.
 
 Shapes: S samples.
 """
@@ -19,6 +26,10 @@ import numpy as np
 from finetune.metrics import Interval
 from finetune.recipes import FEW_BADS, FEW_BADS_RECIPES, VARIANCE_ORDER
 from foundation.errors import SampleError
+
+# Mean log-losses closer than this are one and the same.
+EQUAL = 0.0005
+CLEARLY = 2.0
 
 
 @dataclass(frozen=True)
@@ -99,16 +110,30 @@ def choose(
     differences = {
         n: paired_difference(losses[n][tested], losses[best][tested], w, g) for n in names
     }
-    level = [n for n in names if differences[n][0] <= differences[n][1]]
-    name = min(level, key=_variance_rank)
-    if name == best:
-        reason = f"{name} has the lowest log-loss ({mean[name]:.4f})"
-    else:
-        gap, error = differences[name]
+    few = bads < FEW_BADS
+    gap, error = differences.get("blend", (np.inf, 0.0))
+    if best == "blend":
+        name, reason = best, f"{best} has the lowest log-loss ({mean[best]:.4f})"
+    elif gap <= CLEARLY * error:
+        name = "blend"
         reason = (
-            f"{name} is within one standard error of {best} "
-            f"(+{gap:.4f} log-loss, standard error {error:.4f}) and varies less"
+            f"no recipe is clearly better than the blend: {best} leads it by {gap:.4f} log-loss, "
+            f"standard error {error:.4f}"
         )
+    else:
+        room = {n: differences[n][1] if few else EQUAL for n in names}
+        name = min((n for n in names if differences[n][0] <= room[n]), key=_variance_rank)
+        reason = f"{name} has the lowest log-loss ({mean[name]:.4f})"
+        if name != best:
+            gap, error = differences[name]
+            how = "within one standard error of" if few else "the equal of"
+            reason = (
+                f"{name} is {how} {best} (+{gap:.4f} log-loss, standard error {error:.4f}) and "
+                "varies less"
+            )
+        elif "blend" in names and best != "blend":
+            gap, error = paired_difference(losses["blend"][tested], losses[best][tested], w, g)
+            reason += f", {gap:.4f} below the blend, standard error {error:.4f}"
     if "gbdt" in mean and name not in ("gbdt", "blend") and mean[name] > mean["gbdt"]:
         gap = mean[name] - mean["gbdt"]
         shipped = "blend" if "blend" in mean else "gbdt"

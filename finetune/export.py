@@ -52,6 +52,7 @@ class PackageParts:
         calibration, points, bands: see `finetune.calibration` and `Package.band`.
         lineage: store version, fingerprints, seeds, code version.
         score_quantiles: 101 quantiles of the development sample's scores, for PSI.
+        labels: about the labels, beside rows and as_of; see `finetune.channels.label_record`.
     """
 
     name: str
@@ -78,6 +79,7 @@ class PackageParts:
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     score_quantiles: list[float] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,12 @@ def _write_files(
         "recipe": parts.recipe,
         "why": parts.why,
         "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "label": {"rows": len(expected), "as_of_first": min(moments), "as_of_last": max(moments)},
+        "label": {
+            "rows": len(expected),
+            "as_of_first": min(moments),
+            "as_of_last": max(moments),
+            **parts.labels,
+        },
         "schema": schema_to_dict(parts.schema),
         "schema_fingerprint": fingerprint(parts.schema),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,

@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from finetune.crossval import assign_folds
+from finetune.fusion import WeightedRecipes
 from finetune.heads import Head
 from finetune.ridge import fit_ridge
 from finetune.table import FeatureTable
@@ -144,8 +145,19 @@ class TunedRecipe:
     needs: frozenset[str] = frozenset({"history"})
     reads: frozenset[str] = frozenset({"history"})
     slow: bool = True
+    seeds: int = 1
 
     def fit(
+        self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
+    ) -> FittedTuned | WeightedRecipes:
+        """The mean of `seeds` fits; each is a graph that every score then runs."""
+        if self.seeds == 1:
+            return self._fit(table, y, weight, groups, seed)
+        fits = [self._fit(table, y, weight, groups, seed + 1000 * i) for i in range(self.seeds)]
+        share = [1.0 / self.seeds] * self.seeds
+        return WeightedRecipes(self.name, [*fits], share, {"fits": [f.detail for f in fits]})
+
+    def _fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedTuned:
         """Probe, choose the number of epochs on held-out entities, tune on all rows."""

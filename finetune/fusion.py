@@ -16,6 +16,8 @@ from finetune.linear import fit_linear
 from finetune.recipes import TABULAR, FittedRecipe
 from finetune.table import FeatureTable
 
+FUSION_BAGS = 2
+
 
 @dataclass
 class WeightedRecipes:
@@ -55,6 +57,8 @@ class FusionRecipe:
     needs: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset({"forecast", "embedding"})
     slow: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
+    bags: int = FUSION_BAGS
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
@@ -65,7 +69,20 @@ class FusionRecipe:
             SampleError: one class only, or no column varies.
         """
         every = table.select(TABULAR | self.reads)
-        linear = fit_linear("linear", every, y, weight, groups, seed, balance=True)
-        trees = fit_trees("trees", every, y, weight, groups, seed, shapes=SHAPES[:1], bags=2)
+        signs = self.directions
+        linear = fit_linear(
+            "linear", every, y, weight, groups, seed, balance=True, directions=signs
+        )
+        trees = fit_trees(
+            "trees",
+            every,
+            y,
+            weight,
+            groups,
+            seed,
+            shapes=SHAPES[:1],
+            bags=self.bags,
+            directions=signs,
+        )
         detail = {"linear": linear.detail, "trees": trees.detail}
         return WeightedRecipes(self.name, [linear, trees], [0.5, 0.5], detail)

@@ -9,7 +9,7 @@ Shapes: S samples, m inputs of the trees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,8 +90,15 @@ def fit_trees(
     seed: int,
     shapes: Sequence[dict[str, Any]] = SHAPES,
     bags: int = BAGS,
+    directions: Mapping[str, int] | None = None,
 ) -> FittedGbdt:
     """Choose shape and rounds by inner cross-validation, then bag over seeds.
+
+    Classes are not reweighted: log-loss learns a rare class as it is, and weights would have to be
+    calibrated away again.
+
+    Args:
+        directions: number column -> 1 where the logit may only rise with it, -1 only fall.
 
     Raises:
         SampleError: one class only, or no column varies.
@@ -118,6 +125,11 @@ def fit_trees(
         "boost_from_average": False,
         "min_data_in_bin": 3,
     }
+    signs = directions or {}
+    if any(signs.get(n) for n in inputs.numbers):
+        common["monotone_constraints"] = [signs.get(n, 0) for n in inputs.numbers] + [0] * len(
+            inputs.codes
+        )
     data = lgb.Dataset(
         x,
         label=y,
@@ -177,9 +189,20 @@ class GbdtRecipe:
     needs: frozenset[str] = frozenset()
     reads: frozenset[str] = TABULAR
     slow: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
+    bags: int = BAGS
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedGbdt:
         """See `fit_trees`."""
-        return fit_trees(self.name, table.select(TABULAR), y, weight, groups, seed)
+        return fit_trees(
+            self.name,
+            table.select(TABULAR),
+            y,
+            weight,
+            groups,
+            seed,
+            bags=self.bags,
+            directions=self.directions,
+        )

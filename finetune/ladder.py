@@ -1,7 +1,8 @@
 """The ladder: every recipe on the same folds, and which one to ship.
 
 Each recipe is fitted on the training side of identical repeated folds and judged on what it was
-not fitted on; slow recipes see the first repeat only. Log-loss, AUC and KS are those of the pooled
+not fitted on; slow recipes see the first repeat only, and so does a blend with one among its
+members. Log-loss, AUC and KS are those of the pooled
 out-of-fold scores of one repeat, averaged over the repeats (averaging the scores first would
 credit a recipe with bagging it does not do). Comparisons are paired by row, errors clustered by
 entity.
@@ -12,7 +13,7 @@ Shapes: S samples, R repeats, D bootstrap draws.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +25,15 @@ from finetune.calibration import sigmoid
 from finetune.choice import Choice, choose
 from finetune.crossval import Split, repeated_splits
 from finetune.metrics import Interval, auc, ks
-from finetune.recipes import FittedRecipe, Recipe, missing_reason
+from finetune.recipes import COST_ORDER, FittedRecipe, Recipe, missing_reason
 from finetune.table import FeatureTable
 from foundation.errors import SampleError
 
 DRAWS = 500
+# A slow recipe under a budget is first tried on one in so many rows, to know what a fit will cost.
+TRIAL = 8
+# Fits on all rows that follow the folds: for the test and the package, and inside the blend.
+LATER_FITS = 2
 Progress = Callable[[str, int, int], None]
 
 
@@ -96,9 +101,17 @@ class LadderResult:
     def _aucs(self) -> dict[str, Interval]:
         return {n: r.auc for n, r in self.ok().items() if r.auc is not None}
 
-    def fit(self, name: str, table: FeatureTable, seed: int) -> FittedRecipe:
+    def fit(
+        self,
+        name: str,
+        table: FeatureTable,
+        seed: int,
+        fitted: Mapping[str, FittedRecipe] | None = None,
+    ) -> FittedRecipe:
         """Fit a recipe on all rows as the ladder judged it: the blend with the weights it learnt.
 
+        Args:
+            fitted: recipes already fitted here with this seed; the blend takes them over.
         Raises:
             SampleError: the recipe was skipped; says why.
         """
@@ -108,7 +121,7 @@ class LadderResult:
         if self[name].status != "ok":
             raise SampleError(f"recipe '{name}' was skipped: {self[name].reason}")
         if isinstance(recipe, BlendRecipe):
-            recipe = recipe.with_weights(self.blend_weights)
+            recipe = recipe.with_weights(self.blend_weights, fitted)
         return recipe.fit(table, self.y, self.weight, self.groups, seed)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -128,14 +141,17 @@ def run_ladder(
     budget_minutes: float | None = None,
     progress: Progress | None = None,
     splits: list[Split] | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> LadderResult:
     """Judge every recipe on identical folds.
 
     Args:
         y, weight, groups: [S] labels 0 or 1, positive weights, equal numbers for one entity.
-        budget_minutes: recipes that do not fit into what is left of it are skipped, slow last.
+        budget_minutes: recipes run in order of cost; those that do not fit into what is left of it,
+            with the fits on all rows that follow, are skipped.
         progress: called with the recipe's name, folds done and folds in all.
         splits: other folds than random ones, such as `crossval.forward_splits`.
+        now: seconds of a clock that never goes back.
     Raises:
         SampleError: fewer than two entities of a class.
     """
@@ -143,11 +159,11 @@ def run_ladder(
     weight = np.asarray(weight, dtype=np.float64)
     splits = splits or repeated_splits(y, groups, folds, repeats, seed)
     fold_of = _fold_of(splits, len(y))
-    clock = _Clock(budget_minutes)
+    clock = _Clock(budget_minutes, now)
     found: dict[str, RecipeResult] = {}
-    # Slow recipes run last, so that a budget costs them and not the others; the blend at the end.
+    # The dear ones run last, so that a budget costs them and not the others; the blend at the end.
     plain = [r for r in recipes if not isinstance(r, BlendRecipe)]
-    for recipe in sorted(plain, key=lambda r: r.slow):
+    for recipe in sorted(plain, key=_cost):
         found[recipe.name] = _run(recipe, table, y, weight, groups, splits, seed, clock, progress)
     weights: dict[str, float] = {}
     for recipe in recipes:
@@ -157,7 +173,10 @@ def run_ladder(
                 for m in recipe.members
                 if (r := found.get(m.name)) is not None and r.status == "ok"
             }
-            found[recipe.name], weights = _run_blend(recipe.name, members, y, weight, fold_of)
+            slow = frozenset(m.name for m in recipe.members if m.slow and m.name in members)
+            found[recipe.name], weights = _run_blend(
+                recipe.name, members, y, weight, fold_of, slow, clock
+            )
     tested = np.asarray((fold_of >= 0).all(axis=0))
     for result in found.values():
         if result.status == "ok":
@@ -170,15 +189,24 @@ def run_ladder(
 
 @dataclass
 class _Clock:
-    """What is left of a time budget."""
+    """What is left of a time budget; `reserved` seconds are spoken for by fits to come."""
 
     minutes: float | None
-    start: float = field(default_factory=time.monotonic)
+    now: Callable[[], float]
+    reserved: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.start = self.now()
 
     def left(self) -> float:
         if self.minutes is None:
             return float("inf")
-        return self.minutes * 60 - (time.monotonic() - self.start)
+        return self.minutes * 60 - (self.now() - self.start) - self.reserved
+
+
+def _cost(recipe: Recipe) -> tuple[bool, int]:
+    known = recipe.name in COST_ORDER
+    return recipe.slow, COST_ORDER.index(recipe.name) if known else len(COST_ORDER)
 
 
 def _fold_of(splits: Sequence[Split], rows: int) -> np.ndarray:
@@ -209,7 +237,11 @@ def _run(
         # One repeat of the same folds: pairs with every other recipe's mean loss row by row.
         splits = [s for s in splits if s.repeat == 0]
     logits = np.full((max(s.repeat for s in splits) + 1, len(y)), np.nan)
-    began = time.monotonic()
+    if recipe.slow and clock.minutes is not None:
+        each = _trial(recipe, table, y, weight, groups, splits[0].train, seed, clock)
+        if each * (len(splits) + LATER_FITS) > clock.left():
+            return _too_dear(recipe.name, each * (len(splits) + LATER_FITS), clock)
+    began = clock.now()
     for done, split in enumerate(splits):
         if progress:
             progress(recipe.name, done, len(splits))
@@ -223,19 +255,46 @@ def _run(
         except SampleError as exc:
             return RecipeResult(recipe.name, "skipped", str(exc))
         logits[split.repeat, split.test] = fitted.logit(table.take(split.test))
-        spent = time.monotonic() - began
-        # One fit on all rows follows the folds where this recipe is chosen.
-        need = spent / (done + 1) * (len(splits) - done)
+        each = (clock.now() - began) / (done + 1)
+        need = each * (len(splits) - done - 1 + LATER_FITS)
         if need > clock.left():
-            return RecipeResult(
-                recipe.name,
-                "skipped",
-                f"needs about {need / 60:.1f} min more, {max(clock.left(), 0) / 60:.1f} min of the "
-                f"budget are left",
-            )
+            return _too_dear(recipe.name, need, clock)
     if progress:
         progress(recipe.name, len(splits), len(splits))
-    return RecipeResult(recipe.name, "ok", logits=logits, seconds=time.monotonic() - began)
+    seconds = clock.now() - began
+    clock.reserved += seconds / len(splits) * LATER_FITS
+    return RecipeResult(recipe.name, "ok", logits=logits, seconds=seconds)
+
+
+def _too_dear(name: str, seconds: float, clock: _Clock) -> RecipeResult:
+    left = max(clock.left(), 0) / 60
+    return RecipeResult(
+        name,
+        "skipped",
+        f"needs about {seconds / 60:.1f} min more, {left:.1f} min of the budget are left",
+    )
+
+
+def _trial(
+    recipe: Recipe,
+    table: FeatureTable,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    train: np.ndarray,
+    seed: int,
+    clock: _Clock,
+) -> float:
+    """Seconds a fit will take at least, from a fit on one in `TRIAL` of the rows of each class."""
+    part = np.concatenate([train[y[train] == label][::TRIAL] for label in (0, 1)])
+    extra = [train[y[train] == label][1 : 1 + TRIAL : 4] for label in (0, 1)]
+    part = np.unique(np.concatenate([part, *extra]))
+    began = clock.now()
+    try:
+        recipe.fit(table.take(part), y[part], weight[part], groups[part], seed)
+    except SampleError:
+        return 0.0
+    return (clock.now() - began) * len(train) / len(part)
 
 
 def _run_blend(
@@ -244,28 +303,34 @@ def _run_blend(
     y: np.ndarray,
     weight: np.ndarray,
     fold_of: np.ndarray,
+    slow: frozenset[str],
+    clock: _Clock,
 ) -> tuple[RecipeResult, dict[str, float]]:
     """Blend out-of-fold logits; the weights to ship are learnt on all of them."""
     if len(members) < 2:
         return RecipeResult(name, "skipped", "fewer than two recipes to blend"), {}
     if (fold_of.max(axis=1) < 1).all():
         return RecipeResult(name, "skipped", "one fold leaves none to learn weights on"), {}
-    began = time.monotonic()
+    began = clock.now()
+    # Members judged on one repeat can be blended there alone.
+    repeats = min(len(_logits_of(r)) for r in members.values())
+    fold_of = fold_of[:repeats]
+    every = {n: _logits_of(r)[:repeats] for n, r in members.items()}
     logits = np.stack(
         [
-            out_of_fold_blend({n: _logits_of(r)[i] for n, r in members.items()}, y, weight, fold)
+            out_of_fold_blend({n: z[i] for n, z in every.items()}, y, weight, fold, slow)
             for i, fold in enumerate(fold_of)
         ]
     )
-    repeats = len(fold_of)
     seen = (fold_of >= 0).ravel()
     weights = blend_weights(
-        {n: _logits_of(r).ravel()[seen] for n, r in members.items()},
+        {n: z.ravel()[seen] for n, z in every.items()},
         np.tile(y, repeats)[seen],
         np.tile(weight, repeats)[seen],
         repeats,
+        slow,
     )
-    seconds = time.monotonic() - began
+    seconds = clock.now() - began
     return RecipeResult(name, "ok", logits=logits, seconds=seconds), weights
 
 

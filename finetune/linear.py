@@ -10,7 +10,7 @@ Shapes: S samples, p inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -186,6 +186,12 @@ def balanced_blocks(inputs: Sequence[Input]) -> np.ndarray:
     return np.array([np.sqrt(typical / sizes[b]) for b in blocks])
 
 
+def input_signs(inputs: Sequence[Input], directions: Mapping[str, int] | None) -> np.ndarray:
+    """[p] 1, -1 or 0: the direction asked of each input; of numbers alone."""
+    signs = directions or {}
+    return np.array([signs.get(i.column, 0) if i.kind == "number" else 0 for i in inputs], int)
+
+
 def fit_linear(
     name: str,
     table: FeatureTable,
@@ -194,10 +200,13 @@ def fit_linear(
     groups: np.ndarray,
     seed: int,
     strengths: tuple[float, ...] = STRENGTHS,
-    monotone: bool = False,
     balance: bool = False,
+    directions: Mapping[str, int] | None = None,
 ) -> FittedLinear:
     """Prepare the columns of a table, choose C by inner cross-validation, fit.
+
+    Args:
+        directions: number column -> 1 where the logit may only rise with it, -1 only fall.
 
     Raises:
         SampleError: one class only, or no column varies.
@@ -208,7 +217,9 @@ def fit_linear(
     factors = balanced_blocks(inputs.inputs) if balance else np.ones(len(inputs.inputs))
     repeats = 2 if len(y) < 1000 else 1
     folds = assign_folds(y, groups, 5, repeats, seed)
-    ridge = fit_ridge(inputs.matrix(table) * factors, y, weight, folds, strengths, monotone)
+    signs = input_signs(inputs.inputs, directions)
+    factors = factors * np.where(signs < 0, -1.0, 1.0)
+    ridge = fit_ridge(inputs.matrix(table) * factors, y, weight, folds, strengths, signs != 0)
     detail = {"c": ridge.strength, "inputs": len(inputs.inputs), "inner_log_loss": ridge.losses}
     return FittedLinear(name, inputs.head(ridge.weights * factors, ridge.intercept), detail)
 
@@ -221,12 +232,19 @@ class LinearRecipe:
     needs: frozenset[str] = frozenset()
     reads: frozenset[str] = TABULAR
     slow: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedLinear:
         """See `fit_linear`."""
-        return fit_linear(self.name, table.select(TABULAR), y, weight, groups, seed)
+        plain = table.select(TABULAR)
+        return fit_linear(self.name, plain, y, weight, groups, seed, directions=self.directions)
+
+
+def _numbers(inputs: Sequence[Input]) -> np.ndarray:
+    """[p] which inputs are numbers."""
+    return np.array([i.kind == "number" for i in inputs], bool)
 
 
 @dataclass(frozen=True)
@@ -238,14 +256,17 @@ class ForecastRecipe:
     reads: frozenset[str] = frozenset({"forecast"})
     slow: bool = False
     monotone: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedLinear:
-        """Shrink towards equal weights of all forecasts; `monotone` keeps weights non-negative.
+        """Shrink towards equal weights of all forecasts.
 
-        The forecasts' common mean is an input of its own, `SHARED` times as cheap in the penalty:
-        with few labels the recipe is nearly the query, with many it is free of it.
+        `monotone` keeps all weights non-negative, `directions` those of the columns it names on
+        their side of zero. The forecasts' common mean is an input of its own, `SHARED` times as
+        cheap in the penalty: with few labels the recipe is nearly the query, with many it is free
+        of it.
 
         Raises:
             SampleError: one class only, or no forecast varies.
@@ -254,13 +275,16 @@ class ForecastRecipe:
         inputs = Inputs.fit(block, weight)
         if not inputs.inputs:
             raise SampleError("no forecast varies over the training rows")
-        z = inputs.matrix(block)
+        signs = input_signs(inputs.inputs, self.directions)
+        if self.monotone:
+            signs = np.where((signs == 0) & _numbers(inputs.inputs), 1, signs)
+        turn = np.where(signs < 0, -1.0, 1.0)
+        z = inputs.matrix(block) * turn
         shared = SHARED * z.mean(axis=1, keepdims=True)
         folds = assign_folds(y, groups, 5, 2 if len(y) < 1000 else 1, seed)
-        ridge = fit_ridge(
-            np.hstack([z, shared]), y, weight, folds, STRENGTHS, monotone=self.monotone
-        )
-        weights = ridge.weights[:-1] + ridge.weights[-1] * SHARED / z.shape[1]
+        signed = np.append(signs != 0, bool(signs.any()))
+        ridge = fit_ridge(np.hstack([z, shared]), y, weight, folds, STRENGTHS, signed)
+        weights = turn * (ridge.weights[:-1] + ridge.weights[-1] * SHARED / z.shape[1])
         detail = {"c": ridge.strength, "inputs": z.shape[1], "inner_log_loss": ridge.losses}
         return FittedLinear(self.name, inputs.head(weights, ridge.intercept), detail)
 

@@ -5,12 +5,16 @@ Shapes: S samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from finetune.blend import BlendRecipe
 from finetune.calibration import Platt, apply_calibration, fit_calibration
+from finetune.channels import Source
 from finetune.ladder import LadderResult, run_ladder
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, FittedRecipe, Recipe, standard_recipes
@@ -44,6 +48,10 @@ class AdaptSettings:
         allow_leak: measure although the backbone knew events after a test sample's as_of.
         folds, repeats: of the cross-validation.
         rejects: also fit the chosen recipe with refused applicants, beside the plain model.
+        sources: packages of other channels that the recipe `transfer` starts from.
+        seeds: over how many seeds gbdt, fusion, prompt and lora are averaged; None leaves each its
+            own number (trees several, tuned backbones one).
+        monotone: column, or `forecast` for all forecasts -> 1 where more is worse, -1 better.
     """
 
     recipe: str = "auto"
@@ -55,6 +63,9 @@ class AdaptSettings:
     folds: int = 5
     repeats: int = 3
     rejects: RejectSettings | None = None
+    sources: tuple[Path, ...] = ()
+    seeds: int | None = None
+    monotone: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,26 +86,65 @@ class Model:
 
 
 def check_names(settings: AdaptSettings) -> None:
-    valid = [n for n in LADDER_ORDER if n != "transfer"]
+    valid = list(LADDER_ORDER)
     for name in ([settings.recipe] if settings.recipe != "auto" else []) + [*settings.recipes]:
+        if name == "transfer" and not settings.sources:
+            raise UserError(
+                "recipe 'transfer' starts from other channels; name their packages with --from"
+            )
         if name not in valid:
             raise UserError(
                 f"unknown recipe '{name}'{nearest(name, valid)}; recipes: {listing(valid)}"
             )
+    if settings.seeds is not None and settings.seeds < 1:
+        raise UserError(f"--seeds {settings.seeds}: average over one seed or more")
 
 
-def ladder_recipes(settings: AdaptSettings, backbone: Backbone) -> list[Recipe]:
-    """The recipes to compare, in ladder order."""
-    every: list[Recipe] = standard_recipes()
+def ladder_recipes(
+    settings: AdaptSettings,
+    backbone: Backbone,
+    sources: Sequence[Source] = (),
+    directions: Mapping[str, int] | None = None,
+) -> list[Recipe]:
+    """The recipes to compare, in ladder order; the blend may use every other one."""
+    signs = dict(directions or {})
+    *every, _ = standard_recipes(directions=signs, seeds=settings.seeds)
     if backbone.model is not None:
         from finetune.finetuned import TunedRecipe
 
-        tuned = [TunedRecipe("prompt", backbone.model), TunedRecipe("lora", backbone.model)]
-        every = [*every[:-1], *tuned, every[-1]]
+        every += [
+            TunedRecipe(name, backbone.model, seeds=settings.seeds or 1)
+            for name in ("prompt", "lora")
+        ]
+    if sources:
+        from finetune.transfer import TransferRecipe
+
+        every.append(TransferRecipe(tuple(sources), directions=signs))
+    every.append(BlendRecipe(tuple(every)))
     if settings.recipes:
         wanted = {*settings.recipes, *([settings.recipe] if settings.recipe != "auto" else [])}
         every = [r for r in every if r.name in wanted]
     return every
+
+
+def column_directions(monotone: Mapping[str, int], table: FeatureTable) -> dict[str, int]:
+    """Directions by column; `forecast` stands for every forecast not named itself.
+
+    Raises:
+        UserError: no such column, or one that has no order.
+    """
+    numbers = [c.name for c in table.columns if c.kind == "number" and c.block != "embedding"]
+    out: dict[str, int] = {}
+    for name, sign in monotone.items():
+        if name == "forecast":
+            out |= {c.name: sign for c in table.columns if c.block == "forecast"}
+        elif name not in numbers:
+            why = "has no order" if name in table.names else "is not in the feature table"
+            raise UserError(
+                f"--monotone {name}: the column {why}{nearest(name, numbers)}; columns: "
+                f"{listing(numbers)}, or forecast for all forecasts"
+            )
+    return out | {n: s for n, s in monotone.items() if n != "forecast"}
 
 
 def make_model(
@@ -103,10 +153,12 @@ def make_model(
     samples: Samples,
     table: FeatureTable,
     reporter: Say,
+    sources: Sequence[Source] = (),
 ) -> Model:
     """Compare, choose, fit on all rows and calibrate."""
+    directions = column_directions(settings.monotone, table)
     if samples.label is None or len(set(samples.label.drop_nulls().to_list())) < 2:
-        return _unlabelled(table)
+        return _unlabelled(table, directions)
     y, weight, groups = samples.y, samples.weight, samples.groups
     with reporter.bar("recipes") as bar:
         ladder = run_ladder(
@@ -114,7 +166,7 @@ def make_model(
             y,
             weight,
             groups,
-            ladder_recipes(settings, backbone),
+            ladder_recipes(settings, backbone, sources, directions),
             seed=settings.seed,
             repeats=settings.repeats,
             folds=settings.folds,
@@ -130,9 +182,10 @@ def make_model(
         chosen, why = settings.recipe, "asked for by name"
         if ladder[chosen].status != "ok":
             raise SampleError(f"recipe '{chosen}' cannot be used: {ladder[chosen].reason}")
-    fitted, calibrations = {}, {}
+    fitted: dict[str, FittedRecipe] = {}
+    calibrations = {}
     for name, result in ladder.ok().items():
-        fitted[name] = ladder.fit(name, table, settings.seed)
+        fitted[name] = ladder.fit(name, table, settings.seed, fitted)
         rows = ladder.tested
         calibration = fit_calibration(result.logit[rows], y[rows], weight[rows])
         calibrations[name] = calibration.to_dict()
@@ -153,9 +206,9 @@ def make_model(
     )
 
 
-def _unlabelled(table: FeatureTable) -> Model:
+def _unlabelled(table: FeatureTable, directions: dict[str, int]) -> Model:
     """The query recipe without any label."""
-    fitted = QueryRecipe().unlabelled(table)
+    fitted = QueryRecipe(directions=directions).unlabelled(table)
     calibration = Platt(1.0, 0.0).to_dict()
     logit = fitted.logit(table)
     score = apply_calibration(calibration, logit)

@@ -8,7 +8,7 @@ Shapes: S samples, T forecasts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class QueryRecipe:
 
     Attributes:
         weights: forecast column -> positive weight; None takes all forecasts equally.
+        directions: column -> 1 or -1; without weights, forecasts of good things (-1) stay out.
     """
 
     weights: dict[str, float] | None = None
@@ -32,6 +33,7 @@ class QueryRecipe:
     needs: frozenset[str] = frozenset({"forecast"})
     reads: frozenset[str] = frozenset({"forecast"})
     slow: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
@@ -49,7 +51,10 @@ class QueryRecipe:
             SampleError: an unknown forecast is named, or a weight is not positive.
         """
         forecasts = table.block("forecast")
-        weights = self.weights or dict.fromkeys(forecasts.names, 1.0)
+        bad = [n for n in forecasts.names if self.directions.get(n, 1) > 0]
+        weights = self.weights or dict.fromkeys(bad, 1.0)
+        if not weights:
+            raise SampleError("every forecast is declared a good sign: no query is left")
         for name, value in weights.items():
             if name not in forecasts.names:
                 raise SampleError(

@@ -8,6 +8,7 @@ Shapes: S samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,17 +32,30 @@ LADDER_ORDER = (
 )
 # Lowest variance first: among recipes that cannot be told apart the earliest is shipped.
 VARIANCE_ORDER = (
+    "blend",
     "query",
     "forecast",
     "scorecard",
     "linear",
     "probe",
-    "blend",
     "gbdt",
     "fusion",
     "prompt",
     "lora",
     "transfer",
+)
+# Cheapest first: a budget pays for them in this order.
+COST_ORDER = (
+    "query",
+    "forecast",
+    "probe",
+    "linear",
+    "transfer",
+    "gbdt",
+    "scorecard",
+    "fusion",
+    "prompt",
+    "lora",
 )
 FEW_BADS = 10
 FEW_BADS_RECIPES = ("query", "forecast")
@@ -133,28 +147,37 @@ def missing_reason(recipe: Recipe, table: FeatureTable) -> str:
     return ""
 
 
-def standard_recipes(query: dict[str, float] | None = None, monotone: bool = False) -> list[Recipe]:
+def standard_recipes(
+    query: dict[str, float] | None = None,
+    monotone: bool = False,
+    directions: Mapping[str, int] | None = None,
+    seeds: int | None = None,
+) -> list[Recipe]:
     """The recipes that need no gradient on the backbone, in ladder order.
 
     Args:
         query: forecast columns and their weights for the recipe `query`; all, equally, without.
         monotone: the recipe `forecast` keeps its weights non-negative.
+        directions: column -> 1 where more of it is worse, -1 where better; recipes that read the
+            column keep to it.
+        seeds: over how many trees are bagged; each recipe's own number without.
     """
     # Imported here, as each of these modules reads the protocol above.
     from finetune.blend import BlendRecipe
-    from finetune.fusion import FusionRecipe
-    from finetune.gbdt import GbdtRecipe
+    from finetune.fusion import FUSION_BAGS, FusionRecipe
+    from finetune.gbdt import BAGS, GbdtRecipe
     from finetune.linear import ForecastRecipe, LinearRecipe, ProbeRecipe
     from finetune.query import QueryRecipe
     from finetune.scorecard import ScorecardRecipe
 
+    signs = dict(directions or {})
     members: list[Recipe] = [
-        QueryRecipe(query),
-        ScorecardRecipe(),
-        LinearRecipe(),
-        GbdtRecipe(),
-        ForecastRecipe(monotone=monotone),
+        QueryRecipe(query, directions=signs),
+        ScorecardRecipe(directions=signs),
+        LinearRecipe(directions=signs),
+        GbdtRecipe(directions=signs, bags=seeds or BAGS),
+        ForecastRecipe(monotone=monotone, directions=signs),
         ProbeRecipe(),
-        FusionRecipe(),
+        FusionRecipe(directions=signs, bags=seeds or FUSION_BAGS),
     ]
     return [*members, BlendRecipe(tuple(members))]

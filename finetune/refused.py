@@ -107,13 +107,20 @@ def second_model(
     if model.ladder is None:
         return None, {"skipped": "reject inference was not made: there are no labels to infer from"}
     recipe = model.ladder.recipes[model.chosen]
-    if "history" in recipe.needs or model.chosen == "query":
+    weights: dict[str, float] = {}
+    if isinstance(recipe, BlendRecipe):
+        # Rows that enter twice have feature columns and no histories.
+        plain = {m.name for m in recipe.members if "history" not in m.needs}
+        weights = {n: w for n, w in model.ladder.blend_weights.items() if n in plain}
+    only_tuned = isinstance(recipe, BlendRecipe) and not weights
+    if "history" in recipe.needs or model.chosen == "query" or only_tuned:
         return None, {
             "skipped": f"reject inference was not made: {model.chosen} was chosen, which does not "
             "learn from feature columns; name another recipe with --recipe"
         }
     if isinstance(recipe, BlendRecipe):
-        recipe = recipe.with_weights(model.ladder.blend_weights)
+        total = sum(weights.values())
+        recipe = recipe.with_weights({n: w / total for n, w in weights.items()})
     groups, refused_groups = shared_groups(samples, refused)
     training = Training(table, samples.y, samples.weight, groups)
     first = [s for s in model.ladder.splits if s.repeat == 0]

@@ -46,7 +46,8 @@ def fit_ridge(
     weight: np.ndarray,
     folds: np.ndarray,
     strengths: tuple[float, ...] = STRENGTHS,
-    monotone: bool = False,
+    monotone: bool | np.ndarray = False,
+    offset: np.ndarray | None = None,
 ) -> Ridge:
     """Choose C by held-out log-loss and fit on all rows.
 
@@ -55,24 +56,27 @@ def fit_ridge(
         y: [S] 0 or 1, both present.
         weight: [S] positive.
         folds: [R, S] fold of each row in R repeats; all zero where one C is given.
-        monotone: weights are kept non-negative.
+        monotone: weights are kept non-negative; all, or those that [p] bool marks.
+        offset: [S] logits that stand beside the regression with weight one: what it shrinks to.
     """
     weight = weight / weight.mean()
+    offset = np.zeros(len(y)) if offset is None else offset
+    signed = np.broadcast_to(np.asarray(monotone, bool), z.shape[1:])
     middle = np.average(z, axis=0, weights=weight)
     z = z - middle
     losses: dict[float, float] = {}
     best = strengths[0]
-    if monotone:
+    if signed.any():
         if len(strengths) > 1:
-            losses = _monotone_losses(z, y, weight, folds, strengths)
+            losses = _monotone_losses(z, y, weight, folds, strengths, signed, offset)
             best = min(losses, key=lambda c: losses[c])
-        beta = _fit_monotone(z, y, weight, best)
+        beta = _fit_monotone(z, y, weight, best, signed, offset)
     else:
         rotated, back = _rotate(z)
         if len(strengths) > 1:
-            losses = _held_out_losses(rotated, y, weight, folds, strengths)
+            losses = _held_out_losses(rotated, y, weight, folds, strengths, offset)
             best = min(losses, key=lambda c: losses[c])
-        beta = _newton(rotated, y, weight, best)
+        beta = _newton(rotated, y, weight, best, offset)
         beta = np.concatenate([beta[:1], back @ beta[1:]])
     return Ridge(float(beta[0] - middle @ beta[1:]), beta[1:], best, losses)
 
@@ -107,6 +111,7 @@ def _held_out_losses(
     weight: np.ndarray,
     folds: np.ndarray,
     strengths: tuple[float, ...],
+    offset: np.ndarray,
 ) -> dict[float, float]:
     """Mean held-out log-loss per strength, all folds and strengths in one solve."""
     design = _with_ones(a)
@@ -114,8 +119,8 @@ def _held_out_losses(
     held = np.stack([folds[r] == k for r, k in labels], axis=1)
     train = np.repeat(np.where(held, 0.0, weight[:, None]), len(strengths), axis=1)
     penalty = np.tile([1.0 / c for c in strengths], len(labels))
-    beta = _accelerated(design, y, train, penalty)
-    eta = design @ beta
+    beta = _accelerated(design, y, train, penalty, offset)
+    eta = offset[:, None] + design @ beta
     loss = np.logaddexp(0.0, eta) - y[:, None] * eta
     test = np.repeat(np.where(held, weight[:, None], 0.0), len(strengths), axis=1)
     total = (loss * test).sum(axis=0).reshape(len(labels), -1).sum(axis=0) / test[
@@ -125,7 +130,12 @@ def _held_out_losses(
 
 
 def _accelerated(
-    design: np.ndarray, y: np.ndarray, train: np.ndarray, penalty: np.ndarray, steps: int = 150
+    design: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    penalty: np.ndarray,
+    offset: np.ndarray,
+    steps: int = 150,
 ) -> np.ndarray:
     """[r + 1, J] solutions of J problems with row weights [S, J] and penalties [J]."""
     # The bound must cover every problem: full Gram times the largest row weight.
@@ -134,10 +144,10 @@ def _accelerated(
     step = 1.0 / (curvature + penalties)
     beta = np.zeros((design.shape[1], train.shape[1]))
     bad = (train * y[:, None]).sum(axis=0) + 0.5
-    beta[0] = np.log(bad / (train.sum(axis=0) + 1.0 - bad))
+    beta[0] = np.log(bad / (train.sum(axis=0) + 1.0 - bad)) - offset.mean()
     look, momentum = beta.copy(), np.ones(train.shape[1])
     for _ in range(steps):
-        residual = (expit(design @ look) - y[:, None]) * train
+        residual = (expit(offset[:, None] + design @ look) - y[:, None]) * train
         gradient = design.T @ residual + penalties * look
         fresh = look - step * gradient
         move = fresh - beta
@@ -152,21 +162,23 @@ def _accelerated(
     return beta
 
 
-def _newton(a: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: float) -> np.ndarray:
+def _newton(
+    a: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: float, offset: np.ndarray
+) -> np.ndarray:
     """[r + 1] exact solution, Newton with halving."""
     design = _with_ones(a)
     penalty = np.full(design.shape[1], 1.0 / strength)
     penalty[0] = 1e-9
     beta = np.zeros(design.shape[1])
-    beta[0] = prior_logit(y, weight)
+    beta[0] = prior_logit(y, weight) - offset.mean()
 
     def objective(b: np.ndarray) -> float:
-        eta = design @ b
+        eta = offset + design @ b
         return float(weight @ (np.logaddexp(0.0, eta) - y * eta) + 0.5 * penalty @ b**2)
 
     value = objective(beta)
     for _ in range(50):
-        p = expit(design @ beta)
+        p = expit(offset + design @ beta)
         gradient = design.T @ (weight * (p - y)) + penalty * beta
         hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + np.diag(penalty)
         direction = np.linalg.solve(hessian, gradient)
@@ -180,19 +192,27 @@ def _newton(a: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: float) -
     return beta
 
 
-def _fit_monotone(z: np.ndarray, y: np.ndarray, weight: np.ndarray, strength: float) -> np.ndarray:
+def _fit_monotone(
+    z: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    strength: float,
+    signed: np.ndarray,
+    offset: np.ndarray,
+) -> np.ndarray:
+    """[p + 1] solution with the weights that `signed` ([p] bool) marks non-negative."""
     design = _with_ones(z)
     penalty = np.full(design.shape[1], 1.0 / strength)
     penalty[0] = 0.0
 
     def objective(b: np.ndarray) -> tuple[float, np.ndarray]:
-        eta = design @ b
+        eta = offset + design @ b
         value = weight @ (np.logaddexp(0.0, eta) - y * eta) + 0.5 * penalty @ b**2
         return float(value), design.T @ (weight * (expit(eta) - y)) + penalty * b
 
     start = np.zeros(design.shape[1])
-    start[0] = prior_logit(y, weight)
-    bounds = [(None, None)] + [(0.0, None)] * z.shape[1]
+    start[0] = prior_logit(y, weight) - offset.mean()
+    bounds = [(None, None)] + [(0.0 if s else None, None) for s in signed]
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return found.x
 
@@ -203,6 +223,8 @@ def _monotone_losses(
     weight: np.ndarray,
     folds: np.ndarray,
     strengths: tuple[float, ...],
+    signed: np.ndarray,
+    offset: np.ndarray,
 ) -> dict[float, float]:
     losses = dict.fromkeys(strengths, 0.0)
     total = 0.0
@@ -211,8 +233,10 @@ def _monotone_losses(
             test = fold == k
             total += weight[test].sum()
             for strength in strengths:
-                beta = _fit_monotone(z[~test], y[~test], weight[~test], strength)
-                eta = beta[0] + z[test] @ beta[1:]
+                beta = _fit_monotone(
+                    z[~test], y[~test], weight[~test], strength, signed, offset[~test]
+                )
+                eta = offset[test] + beta[0] + z[test] @ beta[1:]
                 loss = np.logaddexp(0.0, eta) - y[test] * eta
                 losses[strength] += float(weight[test] @ loss)
     return {c: v / total for c, v in losses.items()}

@@ -32,6 +32,7 @@ COARSE_BINS = 6
 LEAST_IV = 0.02
 ALIKE = 0.9
 SMOOTHING = 2.0
+TRENDS = {0: "auto_asc_desc", 1: "ascending", -1: "descending"}
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 1, 11))
 
 
@@ -91,6 +92,17 @@ def woe_of(at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int) -> np.n
     return np.log(smooth_bad / smooth_good) - np.log(rate / (1 - rate))
 
 
+def directed(woe: np.ndarray, direction: int) -> np.ndarray:
+    """[b] WOE whose bins, but for the last of missing values, only rise (1) or fall (-1).
+
+    Smoothing can turn two bins of unequal size around; the one behind then takes over.
+    """
+    if not direction:
+        return woe
+    steps = direction * np.maximum.accumulate(direction * woe[:-1])
+    return np.append(steps, woe[-1])
+
+
 def information_value(at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int) -> float:
     """IV of a binned column with the smoothed WOE."""
     bad = np.bincount(at, weights=weight * y, minlength=bins) / (weight @ y)
@@ -142,8 +154,13 @@ def shortlist(
     return kept
 
 
-def optimal_bins(bins: Bins, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Bins | None:
+def optimal_bins(
+    bins: Bins, x: np.ndarray, y: np.ndarray, weight: np.ndarray, direction: int = 0
+) -> Bins | None:
     """The column in optbinning's bins; None where no split is worth making.
+
+    Args:
+        direction: 1 where the bad rate of a number may only rise, -1 only fall.
 
     Raises:
         SampleError: optbinning ends without a solution.
@@ -152,7 +169,7 @@ def optimal_bins(bins: Bins, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -
     seen = ~np.isnan(x)
     kind = "categorical" if bins.groups else "numerical"
     # A code's order means nothing, a number's bad rate is kept monotone.
-    trend = None if bins.groups else "auto_asc_desc"
+    trend = None if bins.groups else TRENDS[direction]
     binning = optimal_binning(
         dtype=kind,
         max_n_prebins=8,
@@ -229,6 +246,7 @@ class ScorecardRecipe:
     needs: frozenset[str] = frozenset()
     reads: frozenset[str] = TABULAR
     slow: bool = False
+    directions: dict[str, int] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
@@ -242,8 +260,12 @@ class ScorecardRecipe:
         weight = weight / weight.mean()
         table = table.select(TABULAR)
         listed = shortlist(table, y, weight)
+        signs = self.directions
         binned = [
-            optimal_bins(b, table.values[:, table.index(b.column)], y, weight) for b in listed
+            optimal_bins(
+                b, table.values[:, table.index(b.column)], y, weight, signs.get(b.column, 0)
+            )
+            for b in listed
         ]
         bins = [b for b in binned if b is not None]
         if not bins:
@@ -252,12 +274,14 @@ class ScorecardRecipe:
             [b.assign(table.values[:, table.index(b.column)]) for b in bins], axis=1
         )
         for j, b in enumerate(bins):
-            b.woe = woe_of(assigned[:, j], y, weight, b.count).tolist()
+            woe = woe_of(assigned[:, j], y, weight, b.count)
+            b.woe = directed(woe, 0 if b.groups else signs.get(b.column, 0)).tolist()
             b.iv = information_value(assigned[:, j], y, weight, b.count)
         losses = _held_out_losses(table, y, weight, folds[0])
         strength = min(losses, key=lambda c: losses[c])
         z = np.stack([np.asarray(b.woe)[assigned[:, j]] for j, b in enumerate(bins)], axis=1)
-        ridge = fit_ridge(z, y, weight, folds[:1], (strength,))
+        signed = np.array([not b.groups and b.column in signs for b in bins])
+        ridge = fit_ridge(z, y, weight, folds[:1], (strength,), signed)
         head = LinearHead(
             tuple(b.term(float(w)) for b, w in zip(bins, ridge.weights, strict=True)),
             ridge.intercept,

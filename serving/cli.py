@@ -18,6 +18,7 @@ import msgspec
 
 from foundation.errors import RiskfmError, UserError
 from serving.label_commands import labels, reject_options
+from serving.ladder_options import ladder_options, read_directions
 from serving.progress import Reporter
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -246,13 +247,14 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
     default="auto",
     show_default=True,
     help="auto, or one recipe: query, scorecard, linear, gbdt, forecast, probe, fusion, "
-    "prompt, lora, blend.",
+    "prompt, lora, transfer, blend.",
 )
 @click.option("--recipes", help="With auto: only these, separated by commas.")
 @click.option("--test", "test_path", type=FILE, help="Labelled samples to measure on.")
 @click.option("--channel", default="default", show_default=True, help="Name of the population.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--budget", type=float, help="Minutes for comparing recipes.")
+@ladder_options
 @reject_options
 @click.option(
     "--allow-leak",
@@ -271,6 +273,9 @@ def adapt(
     channel: str,
     seed: int,
     budget: float | None,
+    sources: tuple[Path, ...],
+    monotone: tuple[str, ...],
+    seeds: int | None,
     allow_leak: bool,
     reject_inference: str | None,
     reject_factor: float,
@@ -289,6 +294,9 @@ def adapt(
         channel=channel,
         seed=seed,
         budget_minutes=budget,
+        sources=sources,
+        monotone=read_directions(monotone),
+        seeds=seeds,
         allow_leak=allow_leak,
         rejects=RejectSettings(reject_inference, reject_factor) if reject_inference else None,
     )

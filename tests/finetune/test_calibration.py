@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from finetune.calibration import (
     Isotonic,
     Platt,
+    VennAbers,
     apply_calibration,
     bands,
     calibration_from_dict,
@@ -68,6 +69,8 @@ def test_isotonic_is_used_with_many_bads_and_rises() -> None:
     logit, y = sample(6000)
     assert isinstance(fit_calibration(logit, y), Isotonic)
     assert isinstance(fit_calibration(logit[:500], y[:500]), Platt)
+    assert isinstance(fit_calibration(logit[:400], y[:400]), VennAbers)
+    assert isinstance(fit_calibration(-logit[:400], y[:400]), Platt)
     p = fit_isotonic(logit, y).apply(np.linspace(-20, 20, 500))
     assert (np.diff(p) >= 0).all() and p[0] > 0 and p[-1] < 1
     assert ece(y, fit_isotonic(logit, y).apply(logit)) < 0.02
@@ -82,6 +85,16 @@ def test_json_restores_every_byte(rows: int) -> None:
     assert (apply_calibration(text, logit) == fitted.apply(logit)).all()
 
 
+VENN = {
+    "method": "venn-abers",
+    "logits": [0.0, 1.0],
+    "probabilities": [0.1, 0.2],
+    "slope": 1.0,
+    "intercept": 0.0,
+    "share": 0.2,
+}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -90,6 +103,12 @@ def test_json_restores_every_byte(rows: int) -> None:
         {"method": "platt", "slope": -1, "intercept": 0},
         {"method": "platt", "slope": float("nan"), "intercept": 0},
         {"method": "platt", "slope": "x", "intercept": 0},
+        {"method": "venn-abers", "logits": [0], "probabilities": [0.5]},
+        {**VENN, "probabilities": [0.2, 0.1]},
+        {**VENN, "probabilities": [0.0, 0.1]},
+        {**VENN, "slope": -1.0},
+        {**VENN, "share": 2.0},
+        {**VENN, "intercept": float("inf")},
         {"method": "isotonic", "logits": [0, 1], "probabilities": [0.5, 0.2]},
         {"method": "isotonic", "logits": [1, 1], "probabilities": [0.1, 0.2]},
         {"method": "isotonic", "logits": [], "probabilities": []},

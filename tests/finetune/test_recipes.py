@@ -171,7 +171,7 @@ def test_blend_weights_prefer_what_is_better_and_keep_gbdt() -> None:
     assert sum(weights.values()) == pytest.approx(1.0) and min(weights.values()) >= 0
     assert "noise" not in weights and weights["good"] > 0.5 and weights["gbdt"] >= 0.1 - 1e-9
     few = blend_weights({k: v[:30] for k, v in logits.items() if k != "noise"}, y[:30], np.ones(30))
-    assert abs(few["good"] - 0.5) < 0.2
+    assert 0.5 < few["good"] < 0.85  # thirty rows leave half of the hedge
 
 
 def test_blend_out_of_fold_ignores_the_fold_it_scores() -> None:

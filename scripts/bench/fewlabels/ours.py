@@ -27,6 +27,7 @@ from finetune import (
     blend,
     bootstrap,
     calibration,
+    channels,
     choice,
     crossval,
     finetuned,
@@ -39,6 +40,8 @@ from finetune import (
     recipes,
     ridge,
     scorecard,
+    transfer,
+    venn_abers,
 )
 from finetune import table as tables
 from finetune.building import make_builder
@@ -90,8 +93,8 @@ from scripts.bench.fewlabels.sets import BenchSet
 from scripts.bench.fewlabels.tasks import RunSettings, drawn
 
 _FAST = (
-    blend, bootstrap, calibration, choice, crossval, fusion, gbdt, heads, ladder, linear, query,
-    recipes, ridge, scorecard, tables,
+    blend, bootstrap, calibration, channels, choice, crossval, fusion, gbdt, heads, ladder, linear,
+    query, recipes, ridge, scorecard, tables, transfer, venn_abers,
 )  # fmt: skip
 _PRETRAINING = (
     aggregates, attention, backbone, batching, boosted, calendar_features, columns, encoded,
