@@ -70,9 +70,14 @@ def rows_digest(rows: np.ndarray) -> str:
 
 def code_digest(objects: Iterable[Any]) -> str:
     """Version of modules, classes or functions: their syntax without docstrings and comments."""
+    return source_digest(inspect.getsource(item) for item in objects)
+
+
+def source_digest(sources: Iterable[str]) -> str:
+    """Version of source texts: their syntax without docstrings and comments."""
     found = hashlib.sha256()
-    for item in objects:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
+    for source in sources:
+        tree = ast.parse(textwrap.dedent(source))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0] if node.body else None

@@ -12,6 +12,7 @@ from foundation.errors import UserError, listing, nearest
 from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
 from scripts.bench.fewlabels.sets import ROOT, RULES, SETS, SIZES
 from scripts.bench.fewlabels.tasks import (
+    SEQUENCE,
     RunSettings,
     features_of,
     opponents_of,
@@ -20,7 +21,7 @@ from scripts.bench.fewlabels.tasks import (
     set_of,
 )
 
-PARTS = ("opponents", "ours", "table")
+PARTS = ("opponents", "ours", "sequence", "table")
 QUICK_SIZES, QUICK_DRAWS, DRAWS = (100, 300), 10, 20
 
 
@@ -53,6 +54,15 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--pretrain", type=Path, default=ROOT / "configs" / "pretrain" / "nano.yaml")
     out.add_argument("--repeats", type=int, help="of the ladder's folds (default 3, quick 1)")
     out.add_argument("--slow", action="store_true", help="also prompt and lora, 5 draws at 300")
+    out.add_argument(
+        "--sequence-python",
+        type=Path,
+        metavar="PYTHON",
+        help="of an environment with pragmatiq and pytorch-lifestream; without it they do not run",
+    )
+    out.add_argument(
+        "--sequence-seconds", type=float, help="their pretraining (default: as long as ours took)"
+    )
     out.add_argument("--no-ceilings", action="store_true", help="leave out all-label opponents")
     out.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     return out
@@ -66,7 +76,8 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
     """
     sets = tuple(filter(None, given.sets.split(",")))
     learners = tuple(filter(None, given.learners.split(",")))
-    for chosen, known, what in ((sets, SETS, "set"), (learners, [*PLAIN, *FORECAST], "opponent")):
+    opponents = [*PLAIN, *FORECAST, *SEQUENCE]
+    for chosen, known, what in ((sets, SETS, "set"), (learners, opponents, "opponent")):
         for name in chosen:
             if name not in known:
                 raise UserError(
@@ -80,6 +91,11 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
     draws = given.draws or (QUICK_DRAWS if given.quick else DRAWS)
     if min(sizes) < 1 or draws < 1 or given.workers < 1:
         raise UserError("--n, --draws and --workers must be positive")
+    python, seconds = given.sequence_python, given.sequence_seconds
+    if python is not None and not python.is_file():
+        raise UserError(f"--sequence-python: no such file: {python}")
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"--sequence-seconds must be positive, found {seconds:g}")
     data = given.data or Path(os.environ.get("RISKFM_DATA", ROOT.parent / "shared" / "data"))
     return RunSettings(
         data=data / "prepared",
@@ -95,6 +111,9 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
         repeats=given.repeats or (1 if given.quick else 3),
         slow=given.slow,
         ceilings=not given.no_ceilings,
+        # Absolute, but not resolved: the link into an environment is what makes it one.
+        sequence_python=python.absolute() if python else None,
+        sequence_seconds=seconds,
     )
 
 
@@ -117,6 +136,12 @@ def run(settings: RunSettings, part: str | None, output: Path, quick: bool) -> N
         for name in settings.sets:
             prepare_ours(settings, set_of(name, settings.data, settings.work))
         run_tasks(settings, plan(settings, "ours"))
+    if part in (None, "sequence"):
+        from scripts.bench.fewlabels.sequence_models import prepare_sequences
+
+        for name in settings.sets:
+            prepare_sequences(settings, set_of(name, settings.data, settings.work))
+        run_tasks(settings, plan(settings, "sequence"))
     from scripts.bench.fewlabels.outputs import write_outputs
 
     write_outputs(settings, output, quick)

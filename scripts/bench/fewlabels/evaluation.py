@@ -24,6 +24,8 @@ from scripts.bench.fewlabels.sets import BenchSet
 REPLICATES = 1000
 # Opponents that "best opponent" is taken of; boosted forecasts are shown beside them.
 BEST_OF = ("lgb", "cat", "lr", "scorecard", "avg")
+# Of other libraries: taken for the best as well where they have as many draws as those.
+EMBEDDED = ("pragmatiq", "coles_lgb")
 FORECASTS = ("forecast_lr", "avg+forecast")
 ZERO = ("zero.query", "zero.boosted", "zero.network")
 PREFIX = "riskfm."
@@ -164,7 +166,9 @@ class SetResults:
 
     def best_opponent(self, n: int) -> str | None:
         """The opponent of the highest mean KS, forecasts aside."""
-        means = {o: self.mean(o, n) for o in BEST_OF}
+        most = max(len(self.draws(o, n)) for o in BEST_OF)
+        embedded = (o for o in EMBEDDED if most and len(self.draws(o, n)) >= most)
+        means = {o: self.mean(o, n) for o in (*BEST_OF, *embedded)}
         known = {o: m for o, m in means.items() if m == m}
         return max(known, key=lambda o: known[o]) if known else None
 

@@ -25,9 +25,12 @@ from scripts.bench.fewlabels.evaluation import (
     mean_gain,
     stability,
 )
-from scripts.bench.fewlabels.tasks import RunSettings, drawn, found_cells, set_of
+from scripts.bench.fewlabels.sequence_models import not_run
+from scripts.bench.fewlabels.tasks import SEQUENCE, RunSettings, drawn, found_cells, set_of
 
-OPPONENTS = ("untuned", *BEST_OF, *FORECASTS)
+OPPONENTS = ("untuned", *BEST_OF, *SEQUENCE, *FORECASTS)
+# Arguments that belong to a machine.
+HIDDEN = ("--work", "--output", "--data", "--sequence-python")
 STABLE = ("untuned", "lgb", "cat", "lr", "scorecard", "forecast_lr", "auto")
 WORDS = {
     "untuned": "LightGBM as it comes, profile and latest values",
@@ -36,6 +39,9 @@ WORDS = {
     "lr": "ridge logistic regression",
     "scorecard": "scorecard",
     "avg": "rank average of lgb, cat and lr",
+    "pragmatiq": "pragmatiq's embedding with the best of its probes and ridge",
+    "pragmatiq_tuned": "pragmatiq fine-tuned with LoRA",
+    "coles_lgb": "CoLES embedding with LightGBM",
     "forecast_lr": "ridge on boosted forecasts",
     "avg+forecast": "rank average of avg and forecast_lr",
 }
@@ -63,6 +69,7 @@ def gathered(settings: RunSettings) -> dict[str, SetResults]:
     """Everything that is in the cache for these settings."""
     cells = found_cells(settings, "opponents")
     cells |= found_cells(settings, "ours")
+    cells |= found_cells(settings, "sequence")
     benches = {name: set_of(name, settings.data, settings.work) for name in settings.sets}
     taught = {(name, n, k): drawn(benches[name], n, k, settings.rule) for name, n, k, _ in cells}
     return collect(benches, cells, taught)
@@ -84,6 +91,7 @@ def document(
         parts += [_efficiency(results), _zero(results)]
     parts += [_learners(r) for r in results.values() if r.scores]
     parts += [_stability(r) for r in results.values() if r.pool]
+    parts.append(_not_run(settings, results))
     parts.append(_seconds(results))
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -105,8 +113,9 @@ def _head(settings: RunSettings, results: dict[str, SetResults], stem: str) -> s
         f"`{command}`, {dt.datetime.now(dt.UTC):%Y-%m-%d}, track {settings.track}, "
         f"{settings.rule} draws: {draws}.",
         f"KS and AUC on fixed test sets, means over draws of labels. {names}. Best opponent: the "
-        "highest mean KS of lgb, cat, lr, scorecard and avg at that n, chosen on the test itself, "
-        "which favours the opponents. Intervals: 95 %, draws and test rows resampled together, "
+        "highest mean KS of lgb, cat, lr, scorecard, avg, pragmatiq and coles_lgb at that n (of "
+        "those with as many draws as the others), chosen on the test itself, which favours the "
+        "opponents. Intervals: 95 %, draws and test rows resampled together, "
         "paired. `all`: the whole pool.",
         f"Every cell: `{stem}.parquet`.",
     ]
@@ -117,7 +126,7 @@ def _shown(arguments: Sequence[str]) -> list[str]:
     """Arguments without folders, which belong to a machine."""
     out, skip = [], False
     for argument in arguments:
-        if skip or argument.split("=")[0] in ("--work", "--output", "--data"):
+        if skip or argument.split("=")[0] in HIDDEN:
             skip = not skip and "=" not in argument
             continue
         out.append(argument)
@@ -269,6 +278,21 @@ def _stability(r: SetResults) -> str:
         f"## {r.bench.name}: out of time\n\nIn time: pool rows that taught nothing. PSI of the "
         f"score per month of the test against them.\n\n{markdown(head, rows)}"
     )
+
+
+def _not_run(settings: RunSettings, results: dict[str, SetResults]) -> str:
+    """Opponents of which there is nothing, with the reason, sets of one reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, r in results.items():
+        for learner, reason in not_run(settings, r.bench).items():
+            found.setdefault((learner, reason), []).append(name)
+    if not found:
+        return ""
+    rows = [
+        [learner, ", ".join(names), reason.replace("|", "/")]
+        for (learner, reason), names in sorted(found.items())
+    ]
+    return f"## Opponents that did not run\n\n{markdown(['opponent', 'sets', 'reason'], rows)}"
 
 
 def _seconds(results: dict[str, SetResults]) -> str:

@@ -36,6 +36,7 @@ from scripts.bench.fewlabels.sets import BenchSet, open_set
 from scripts.bench.fewlabels.versions import opponent_version
 
 OURS = ("ladder", "ladder_slow", "zero")
+SEQUENCE = ("pragmatiq", "pragmatiq_tuned", "coles_lgb")
 SLOW_N, SLOW_DRAWS = 300, 5
 
 
@@ -50,6 +51,8 @@ class RunSettings:
         pretrain: configuration of the backbones. repeats: of the ladder's folds.
         slow: also prompt and lora, on the first draws at 300 labels.
         ceilings: also opponents taught with every label.
+        sequence_python: of the environment where other sequence models are installed.
+        sequence_seconds: how long they pretrain; None for as long as our backbone did.
     """
 
     data: Path
@@ -66,6 +69,8 @@ class RunSettings:
     slow: bool = False
     ceilings: bool = True
     seed: int = 0
+    sequence_python: Path | None = None
+    sequence_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,10 @@ def cell_key(settings: RunSettings, bench: BenchSet, n: int, k: int, learner: st
         from scripts.bench.fewlabels.ours import our_key
 
         return our_key(settings, bench, n, k, learner)
+    if learner in SEQUENCE:
+        from scripts.bench.fewlabels.sequence_models import sequence_key
+
+        return sequence_key(settings, bench, n, k, learner)
     return opponent_key(settings, bench, n, k, learner)
 
 
@@ -179,7 +188,7 @@ def plan(settings: RunSettings, part: str) -> list[Task]:
     """Every task of a part whose cells are not all there, cheap and much wanted ones first.
 
     Args:
-        part: `opponents` or `ours`.
+        part: `opponents`, `ours` or `sequence`.
     """
     out = []
     for name in settings.sets:
@@ -205,6 +214,15 @@ def _cells(
             for k in draws_of(bench, n, settings):
                 yield n, k, opponents_of(bench, settings)
         return
+    if part == "sequence":
+        from scripts.bench.fewlabels.sequence_models import ready
+
+        made = ready(settings, bench)
+        quick = tuple(each for each in made if each != "pragmatiq_tuned")
+        for n in [*sizes, *([ALL] if settings.ceilings else [])] if made else ():
+            for k in draws_of(bench, n, settings):
+                yield n, k, made if n == SLOW_N and k < SLOW_DRAWS else quick
+        return
     if bench.schema.sources and bench.schema.outcomes:
         yield ALL, 0, ("zero",)
     for n in sizes:
@@ -226,6 +244,13 @@ def run_task(settings: RunSettings, task: Task) -> dict[str, float]:
             from scripts.bench.fewlabels.ours import our_cell
 
             cell = our_cell(settings, bench, task.n, task.draw, learner)
+        elif learner in SEQUENCE:
+            from scripts.bench.fewlabels.sequence_models import sequence_cell
+
+            found = sequence_cell(settings, bench, task.n, task.draw, learner)
+            if found is None:
+                continue
+            cell = found
         else:
             cell = opponent_cell(settings, bench, task.n, task.draw, learner)
         save_cell(key.path(settings.work), cell)
