@@ -59,6 +59,7 @@ from foundation import (
     boosted,
     calendar_features,
     columns,
+    decisions,
     encoded,
     event_encoder,
     fit_columns,
@@ -67,9 +68,12 @@ from foundation import (
     objectives,
     outcomes,
     panels,
+    passes,
     pretrain_config,
     pretraining,
+    residual,
     segments,
+    shards,
     slots,
     statistics,
     targets,
@@ -97,9 +101,10 @@ _FAST = (
     query, recipes, ridge, scorecard, tables, transfer, venn_abers,
 )  # fmt: skip
 _PRETRAINING = (
-    aggregates, attention, backbone, batching, boosted, calendar_features, columns, encoded,
-    event_encoder, fit_columns, history, layouts, objectives, outcomes, panels, pretrain_config,
-    pretraining, segments, slots, statistics, targets, tokenizer, training, vocabulary, windows,
+    aggregates, attention, backbone, batching, boosted, calendar_features, columns, decisions,
+    encoded, event_encoder, fit_columns, history, layouts, objectives, outcomes, panels, passes,
+    pretrain_config, pretraining, residual, segments, shards, slots, statistics, targets,
+    tokenizer, training, vocabulary, windows,
 )  # fmt: skip
 SLOW = ("prompt", "lora")
 
