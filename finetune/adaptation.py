@@ -20,7 +20,7 @@ from finetune.channels import label_record, read_sources, source_notes
 from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_record
 from finetune.export import PackageParts, Parity, write_package
 from finetune.features import FeatureBuilder, Population
-from finetune.file_scoring import check_same_schema, population_of
+from finetune.file_scoring import check_same_schema, population_of, require_known
 from finetune.label_power import power_record
 from finetune.modelling import AdaptSettings, Model, Say, check_names, make_model
 from finetune.reasons import reference_row
@@ -116,6 +116,7 @@ def run_adaptation(
             reporter.say(f"note: {note}")
         notes += told
         train = population_of(store, backbone.schema, samples)
+        require_known(train, backbone.schema, samples_path)
         table = training_table(builder, backbone, train, reporter)
         model = make_model(settings, backbone, samples, table, reporter, sources)
         result = Adaptation(

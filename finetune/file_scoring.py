@@ -11,7 +11,7 @@ from finetune.features import Population, Progress
 from finetune.metrics import auc, ks
 from finetune.package import Package, ScoreRow
 from finetune.samples import Samples, read_samples
-from foundation.errors import ArtifactError, UserError
+from foundation.errors import ArtifactError, SampleError, UserError
 from foundation.schema import Schema, fingerprint
 from foundation.store import EventStore
 
@@ -35,6 +35,21 @@ def population_of(
         as_of_us=samples.as_of_us,
         context=samples.frame.select(list(schema.context)) if schema.context else None,
     )
+
+
+def require_known(population: Population, schema: Schema, what: str | Path) -> None:
+    """Refuse samples of which the store knows nobody: there would be nothing to learn from.
+
+    Raises:
+        SampleError: no customer has an event or a profile row.
+    """
+    profile = population.profile is not None and len(population.profile.frame)
+    if schema.sources and not (len(population.timeline) or profile):
+        raise SampleError(
+            f"{what}: none of {population.entity_ids.n_unique():,} customers has an event or a "
+            "profile row in this store; is it the store of these samples, and are their entity "
+            "ids written alike?"
+        )
 
 
 def check_same_schema(store: EventStore, schema: Schema, what: str) -> None:

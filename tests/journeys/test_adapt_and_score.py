@@ -177,6 +177,18 @@ def test_twenty_labels_still_give_a_model(world: World, tmp_path: Path) -> None:
     assert any("only 6 bads" in note for note in result.metrics["notes"])
 
 
+def test_samples_of_strangers_are_refused(world: World, tmp_path: Path) -> None:
+    strangers = pl.read_csv(world.samples)
+    strangers = strangers.with_columns(entity_id=pl.format("x{}", "entity_id"))
+    strangers.write_csv(tmp_path / "strangers.csv")
+    with pytest.raises(SampleError, match=r"none of .* customers has an event"):
+        run_adaptation(
+            world.backbone, world.store, tmp_path / "strangers.csv", tmp_path / "out",
+            AdaptSettings(), None, Reporter(True),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_of_one_class_are_refused(world: World, tmp_path: Path) -> None:
     pl.read_csv(world.samples).with_columns(label=pl.lit(0)).write_csv(tmp_path / "one.csv")
     with pytest.raises(SampleError, match="label"):
