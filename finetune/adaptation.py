@@ -62,11 +62,8 @@ class Adaptation:
 
     def lines(self) -> list[str]:
         """Power of the labels, the ladder and reject inference for a terminal."""
-        out = (
-            [*self.power["sentences"], *ladder_lines(self.metrics)]
-            if self.power
-            else (ladder_lines(self.metrics))
-        )
+        out = [*self.power["sentences"]] if self.power else []
+        out += ladder_lines(self.metrics)
         if self.rejects is not None:
             skipped = self.rejects.get("skipped")
             out += [skipped] if skipped else inference_lines(self.rejects)

@@ -131,7 +131,7 @@ def choose(
                 f"{name} is {how} {best} (+{gap:.4f} log-loss, standard error {error:.4f}) and "
                 "varies less"
             )
-        elif "blend" in names and best != "blend":
+        elif "blend" in names:
             gap, error = paired_difference(losses["blend"][tested], losses[best][tested], w, g)
             reason += f", {gap:.4f} below the blend, standard error {error:.4f}"
     if "gbdt" in mean and name not in ("gbdt", "blend") and mean[name] > mean["gbdt"]:

@@ -2,10 +2,9 @@
 
 Each recipe is fitted on the training side of identical repeated folds and judged on what it was
 not fitted on; slow recipes see the first repeat only, and so does a blend with one among its
-members. Log-loss, AUC and KS are those of the pooled
-out-of-fold scores of one repeat, averaged over the repeats (averaging the scores first would
-credit a recipe with bagging it does not do). Comparisons are paired by row, errors clustered by
-entity.
+members. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat, averaged
+over the repeats (averaging the scores first would credit a recipe with bagging it does not do).
+Comparisons are paired by row, errors clustered by entity.
 
 Shapes: S samples, R repeats, D bootstrap draws.
 """

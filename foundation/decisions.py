@@ -28,10 +28,10 @@ from foundation.schema import Field, Schema
 def decision_sources(schema: Schema) -> tuple[int, ...]:
     """Sources that record decisions: they share two or more fields with what is decided on."""
     asked = {**schema.context, **_dated(schema)}
-    shared = [_shared(asked, source.fields) for source in schema.sources.values()]
-    names = list(schema.sources)
     return tuple(
-        schema.source_names.index(names[k]) for k, found in enumerate(shared) if len(found) >= 2
+        index
+        for index, name in enumerate(schema.source_names)
+        if len(_shared(asked, schema.sources[name].fields)) >= 2
     )
 
 
@@ -47,7 +47,7 @@ def decision_cuts(timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
 def with_applications(timeline: Timeline, profile: ProfileHistory | None) -> ProfileHistory | None:
     """The profile with a row for every recorded decision, known a microsecond before it.
 
-    Fields that the decision does not record come from the latest earlier profile row. Where the
+    Fields that no source of decisions records come from the latest earlier profile row. Where the
     schema has no dated profile, or no source records decisions, the profile comes back as it is.
     """
     schema = timeline.schema

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,11 +75,11 @@ class Steps(IterableDataset):
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         with ThreadPoolExecutor(1, thread_name_prefix="batch") as ahead:
-            waiting = deque(ahead.submit(self.make, k) for k in range(self.first, self.last)[:1])
+            coming = None
             for step in range(self.first, self.last):
-                if step + 1 < self.last:
-                    waiting.append(ahead.submit(self.make, step + 1))
-                yield waiting.popleft().result()
+                batch = coming.result() if coming is not None else self.make(step)
+                coming = ahead.submit(self.make, step + 1) if step + 1 < self.last else None
+                yield batch
 
 
 class PretrainingModule(pl.LightningModule):

@@ -37,90 +37,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_raw_table_to_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, model = folder / "store", folder / "model"
+    kept = ("--store", store, "--quiet")
+    packaged = ("--package", model / "package", "--samples", folder / "test.csv", *kept)
+    backbone = ("--backbone", folder / "backbone", "--recipes", "linear,gbdt,probe,forecast")
+    samples = ("--samples", folder / "samples.csv", "--test", folder / "test.csv")
+    nano = "configs/pretrain/nano.yaml"
     assert run("schema", "infer", folder / "people.csv", "-o", folder / "schema.yaml") == 0
-    assert (
-        run(
-            "events",
-            "import",
-            "--schema",
-            folder / "schema.yaml",
-            "--store",
-            folder / "store",
-            "--quiet",
-        )
-        == 0
-    )
-    assert (
-        run(
-            "pretrain",
-            "--config",
-            "configs/pretrain/nano.yaml",
-            "--store",
-            folder / "store",
-            "-o",
-            folder / "backbone",
-            "--quiet",
-        )
-        == 0
-    )
+    assert run("events", "import", "--schema", folder / "schema.yaml", *kept) == 0
+    assert run("pretrain", "--config", nano, "-o", folder / "backbone", *kept) == 0
     assert "no network" in capsys.readouterr().out
-    assert (
-        run(
-            "adapt",
-            "--backbone",
-            folder / "backbone",
-            "--store",
-            folder / "store",
-            "--samples",
-            folder / "samples.csv",
-            "--test",
-            folder / "test.csv",
-            "-o",
-            folder / "model",
-            "--recipes",
-            "linear,gbdt,probe,forecast",
-            "--quiet",
-        )
-        == 0
-    )
-    metrics = json.loads((folder / "model" / "metrics.json").read_text())
+    assert run("adapt", *backbone, *samples, "-o", model, *kept) == 0
+    metrics = json.loads((model / "metrics.json").read_text())
     assert metrics["chosen"] in ("linear", "gbdt")
     assert metrics["recipes"]["probe"]["status"] == "skipped"
     assert "embedding" in metrics["recipes"]["probe"]["reason"]
     assert metrics["recipes"][metrics["chosen"]]["auc"] > 0.7
-    assert (
-        run(
-            "score",
-            "--package",
-            folder / "model" / "package",
-            "--store",
-            folder / "store",
-            "--samples",
-            folder / "test.csv",
-            "-o",
-            folder / "scored.csv",
-            "--quiet",
-        )
-        == 0
-    )
+    assert run("score", *packaged, "-o", folder / "scored.csv") == 0
     scored = pl.read_csv(folder / "scored.csv")
     assert scored["score"].is_between(0, 1).all()
     assert scored["flags"].fill_null("").eq("").all()
-    assert (
-        run(
-            "backtest",
-            "--package",
-            folder / "model" / "package",
-            "--store",
-            folder / "store",
-            "--samples",
-            folder / "test.csv",
-            "-o",
-            folder / "backtest",
-            "--quiet",
-        )
-        == 0
-    )
+    assert run("backtest", *packaged, "-o", folder / "backtest") == 0
     report = json.loads((folder / "backtest" / "metrics.json").read_text())
     assert report["n"] == 120
     assert abs(report["auc"] - metrics["recipes"][metrics["chosen"]]["auc"]) < 1e-6
