@@ -25,6 +25,7 @@ from finetune.tree_heads import TreeInputs, mean_of_trees
 from foundation.errors import SampleError
 
 MAX_ROUNDS = 120
+RATE = 0.1
 BAGS = 3
 THREADS = 2
 # Shapes tried, from stumpy to deeper; the deepest only where there are rows to fill it.
@@ -91,6 +92,8 @@ def fit_trees(
     shapes: Sequence[dict[str, Any]] = SHAPES,
     bags: int = BAGS,
     directions: Mapping[str, int] | None = None,
+    start: np.ndarray | None = None,
+    rate: float = RATE,
 ) -> FittedGbdt:
     """Choose shape and rounds by inner cross-validation, then bag over seeds.
 
@@ -99,9 +102,11 @@ def fit_trees(
 
     Args:
         directions: number column -> 1 where the logit may only rise with it, -1 only fall.
+        start: [S] logits to add to, which stand beside what is returned; the prior without.
+        rate: shrinkage of each round.
 
     Raises:
-        SampleError: one class only, or no column varies.
+        SampleError: one class only, no column varies, or nothing can be added to `start`.
     """
     import lightgbm as lgb
 
@@ -110,10 +115,11 @@ def fit_trees(
         raise SampleError("no column varies over the training rows")
     x = inputs.matrix(table.matrix(inputs.columns)).astype(np.float64)
     weight = weight / weight.mean()
-    base = prior_logit(y, weight)
+    base = prior_logit(y, weight) if start is None else 0.0
+    begin = np.full(len(y), base) if start is None else start
     common = {
         "objective": "binary",
-        "learning_rate": 0.1,
+        "learning_rate": rate,
         "max_bin": 63,
         "verbosity": -1,
         "num_threads": THREADS if x.size > 2_000_000 else 1,
@@ -134,7 +140,7 @@ def fit_trees(
         x,
         label=y,
         weight=weight,
-        init_score=np.full(len(y), base),
+        init_score=begin,
         params=common,
         free_raw_data=False,
     ).construct()
@@ -146,6 +152,10 @@ def fit_trees(
         at = int(np.argmin(losses))
         if losses[at] < loss:
             best, rounds, loss = shape, at + 1, float(losses[at])
+    if start is not None and loss >= np.average(
+        np.logaddexp(0.0, start) - y * start, weights=weight
+    ):
+        raise SampleError("no tree adds to what it starts from")
     boosters = [
         lgb.train(common | best | {"seed": seed + 1000 * (b + 1)}, data, num_boost_round=rounds)
         for b in range(bags)

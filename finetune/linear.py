@@ -202,11 +202,13 @@ def fit_linear(
     strengths: tuple[float, ...] = STRENGTHS,
     balance: bool = False,
     directions: Mapping[str, int] | None = None,
+    start: np.ndarray | None = None,
 ) -> FittedLinear:
     """Prepare the columns of a table, choose C by inner cross-validation, fit.
 
     Args:
         directions: number column -> 1 where the logit may only rise with it, -1 only fall.
+        start: [S] logits to add to, which stand beside what is returned.
 
     Raises:
         SampleError: one class only, or no column varies.
@@ -219,7 +221,8 @@ def fit_linear(
     folds = assign_folds(y, groups, 5, repeats, seed)
     signs = input_signs(inputs.inputs, directions)
     factors = factors * np.where(signs < 0, -1.0, 1.0)
-    ridge = fit_ridge(inputs.matrix(table) * factors, y, weight, folds, strengths, signs != 0)
+    z = inputs.matrix(table) * factors
+    ridge = fit_ridge(z, y, weight, folds, strengths, signs != 0, start)
     detail = {"c": ridge.strength, "inputs": len(inputs.inputs), "inner_log_loss": ridge.losses}
     return FittedLinear(name, inputs.head(ridge.weights * factors, ridge.intercept), detail)
 
