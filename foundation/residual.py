@@ -3,11 +3,14 @@
 The log-odds of an outcome are those of its boosted forecaster, cross-fitted by entity, plus the
 network's. Gradient-boosted trees on aggregates are hard to beat with a few thousand histories; a
 network that starts from them cannot be far below, and what its states hold is what they lack. On
-held-out entities every target then gets the share of the network's part, 0 to 1, that forecasts
-best; it is multiplied into the weights of the forecast head. (A boosting step across model
-families; compare Friedman 2001, "Greedy function approximation", on shrinkage.)
+held-out entities every target then gets a share of the network's part, 0 to 1: the least that
+forecasts as well as the best one, to one standard error; it is multiplied into the weights of the
+forecast head. (A boosting step across model families; compare Friedman 2001, "Greedy function
+approximation", on shrinkage, and Breiman et al. 1984 on the rule of one standard error.) The least,
+because what a network adds can be this history's calendar, which held-out entities share and the
+months to come do not.
 
-Shapes: S cuts, T targets, B windows, Q queries. Margins are log-odds.
+Shapes: S cuts, T targets, B windows, Q queries, K shares. Margins are log-odds.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from foundation.backbone import RiskBackbone
 from foundation.boosted import Forecasters
 from foundation.decisions import context_at
 from foundation.history import ProfileHistory, Timeline, cut
-from foundation.objectives import TrainingBatch, forecast_loss
+from foundation.objectives import TrainingBatch
 
 CHUNK = 40_000
 SHARES = tuple(k / 10 for k in range(11))
@@ -67,7 +70,7 @@ def boosted_margins(
 def settle(
     model: RiskBackbone, batches: Sequence[TrainingBatch], based: Sequence[str]
 ) -> dict[str, float]:
-    """Shrink the network's part of every based target to the share that forecasts best.
+    """Shrink the network's part of every based target to the share it has earned.
 
     Args:
         batches: of held-out entities; without any, or without matured outcomes, shares stay 1.
@@ -80,17 +83,38 @@ def settle(
         return {}
     model.eval()
     said = [model(**b.inputs).forecasts.flatten(0, 1) for b in batches]
-    own = torch.cat(said)
-    base = torch.cat([b.base.flatten(0, 1) for b in batches])
-    truth = torch.cat([b.outcomes.flatten(0, 1) for b in batches])
+    own = torch.cat(said).double()
+    base = torch.cat([b.base.flatten(0, 1) for b in batches]).double()
+    truth = torch.cat([b.outcomes.flatten(0, 1) for b in batches]).double()
+    sizes = [b.outcomes.shape[:2] for b in batches]
+    window = np.repeat(np.arange(sum(w for w, _ in sizes)), [q for w, q in sizes for _ in range(w)])
     shares = {}
     head = model.forecast_head
     for name in based:
         t = model.config.targets.index(name)
-        if not bool(truth[:, t].isfinite().any()):
+        seen = truth[:, t].isfinite()
+        if not bool(seen.any()):
             continue
-        losses = [float(forecast_loss(base[:, t] + s * own[:, t], truth[:, t])) for s in SHARES]
-        shares[name] = SHARES[int(np.argmin(losses))]
-        head.weight[t] *= shares[name]
-        head.bias[t] *= shares[name]
+        rows = (base[seen, t], own[seen, t], truth[seen, t])
+        share = _earned_share(*(row.numpy() for row in rows), window[seen.numpy()])
+        shares[name] = share
+        head.weight[t] *= share
+        head.bias[t] *= share
     return shares
+
+
+def _earned_share(
+    base: np.ndarray, own: np.ndarray, truth: np.ndarray, window: np.ndarray
+) -> float:
+    """The least share within one standard error of the best, errors clustered by window.
+
+    Args:
+        base, own: [S] margins; truth: [S] 0 or 1; window: [S] which rows belong together.
+    """
+    eta = base + np.array(SHARES)[:, None] * own
+    losses = np.logaddexp(0.0, eta) - truth * eta
+    gaps = losses - losses[losses.mean(axis=1).argmin()]
+    _, place = np.unique(window, return_inverse=True)
+    spread = np.array([np.bincount(place, weights=gap - gap.mean()) for gap in gaps])
+    near = gaps.sum(axis=1) <= np.sqrt((spread**2).sum(axis=1))
+    return SHARES[int(near.argmax())]
