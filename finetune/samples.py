@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from finetune.sample_columns import apply_mapping, load_mapping
 from foundation.errors import SampleError, listing, nearest
 from foundation.schema import Field, Schema
 from foundation.tables import parse_numbers, parse_times, read_table
@@ -27,7 +28,7 @@ _APPROVED = dict.fromkeys(("1", "1.0", "true", "yes", "y", "approve", "approved"
 _APPROVED |= dict.fromkeys(("accepted", "booked", "granted", "pass"), True)
 _APPROVED |= dict.fromkeys(("0", "0.0", "false", "no", "n", "refuse", "refused", "reject"), False)
 _APPROVED |= dict.fromkeys(("rejected", "decline", "declined", "denied", "deny"), False)
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 @dataclass
@@ -107,19 +108,29 @@ class Samples:
 
 
 def read_samples(
-    path: str | Path, schema: Schema, need_labels: bool, keep_duplicates: bool = False
+    path: str | Path,
+    schema: Schema,
+    need_labels: bool,
+    keep_duplicates: bool = False,
+    mapping: str | Path | None = None,
 ) -> Samples:
     """Read and check a sample file.
 
     Args:
         need_labels: every row must carry a label and both labels must occur.
         keep_duplicates: keep exact duplicates, as when every row of a file is to be scored.
+        mapping: what the file calls its columns, see `finetune.sample_columns`; None: as we do.
     Raises:
         DataError: the file cannot be read.
         SampleError: names file, row and column, and what was expected.
     """
     table = read_table(path, "samples")
-    return check_samples(table, schema, need_labels, keep_duplicates, str(path))
+    if mapping is None:
+        return check_samples(table, schema, need_labels, keep_duplicates, str(path))
+    renamed = apply_mapping(table, load_mapping(mapping, schema), schema, str(path))
+    samples = check_samples(renamed, schema, need_labels, keep_duplicates, str(path))
+    samples.original = table[samples.frame["row"].to_numpy() - 1]
+    return samples
 
 
 def check_samples(
@@ -133,7 +144,7 @@ def check_samples(
     if not len(table):
         raise SampleError(f"{where}: no rows")
     names = _column_names(table, schema, need_labels, where)
-    approved, approval_notes = _approved(table, schema)
+    approved, approval_notes = read_approved(table, schema)
     frame = pl.DataFrame(
         {
             "entity_id": _entities(table, names["entity_id"], where),
@@ -194,7 +205,7 @@ def _judge_weights(weight: np.ndarray) -> list[str]:
     return [
         f"rows are weighted from {weight.min():g} to {weight.max():g}: {len(weight)} rows are "
         f"worth {worth:.0f} of equal weight; fits, cross-validation, calibration and figures use "
-        "the weights, counts and curves of the report count each row once"
+        "the weights, and so do the curves of the report; counts are of rows"
     ]
 
 
@@ -314,7 +325,7 @@ def _labels(table: pl.DataFrame, need_labels: bool, where: str, refused: pl.Seri
         return pl.repeat(None, len(table), dtype=pl.Int8, eager=True)
     given = table["label"]
     text = given.cast(pl.String).str.strip_chars().str.to_lowercase()
-    label = text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
+    label = text.replace_strict(LABELS, default=None, return_dtype=pl.Int8)
     excused = given.is_null() & refused if need_labels else given.is_null()
     bad = label.is_null() & ~excused
     if bad.any():
@@ -338,7 +349,7 @@ def _weights(table: pl.DataFrame, where: str) -> pl.Series:
     return weight
 
 
-def _approved(table: pl.DataFrame, schema: Schema) -> tuple[pl.Series, list[str]]:
+def read_approved(table: pl.DataFrame, schema: Schema) -> tuple[pl.Series, list[str]]:
     """[S] who was approved, from `approved` or `decision` unless the schema uses that name."""
     used = {*schema.context, *(spec.column for spec in schema.context.values()), schema.entity}
     column = next((c for c in APPROVAL if c in table.columns and c not in used), None)
