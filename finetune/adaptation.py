@@ -28,6 +28,7 @@ from finetune.refused import check_reject_settings, read_refused, second_model
 from finetune.reject_inference import inference_lines
 from finetune.report_assembly import write_adaptation_report
 from finetune.samples import Samples, clustered_note, read_samples
+from finetune.starting import shipped_start, start_notes
 from finetune.table import FeatureTable
 from foundation.checkpoint import Backbone, load_backbone
 from foundation.store import EventStore
@@ -71,7 +72,7 @@ class Adaptation:
 
 
 def run_adaptation(
-    backbone_dir: str | Path,
+    backbone_dir: str | Path | None,
     store_dir: str | Path,
     samples_path: str | Path,
     output: str | Path,
@@ -83,6 +84,8 @@ def run_adaptation(
     """Adapt a backbone to a channel and write package, metrics and report to `output`.
 
     Args:
+        backbone_dir: a pretrained backbone of this store's schema; None prepares the one that comes
+            with riskfm for this store, see `finetune.starting`.
         rejects_path: refused applicants, with `settings.rejects`; without, those set aside from
             the samples. The plain model is `package`, the one learnt with them `package-METHOD`.
     Raises:
@@ -93,11 +96,19 @@ def run_adaptation(
     check_names(settings)
     check_reject_settings(settings, rejects_path)
     store = EventStore.open(store_dir)
+    if settings.store_version is not None:
+        store = store.at(settings.store_version)
+    if backbone_dir is None:
+        labelled = settings.recipe != "query"
+        backbone_dir = shipped_start(
+            store, samples_path, test_path, rejects_path, labelled, output, reporter
+        )
     backbone = load_backbone(backbone_dir)
     check_same_schema(store, backbone.schema, f"backbone {backbone_dir}")
     samples = read_samples(samples_path, backbone.schema, need_labels=settings.recipe != "query")
     test = read_samples(test_path, backbone.schema, need_labels=True) if test_path else None
-    notes = [*samples.notes, *leak_notes(backbone, samples, test, settings.allow_leak)]
+    notes = [*samples.notes, *start_notes(backbone)]
+    notes += leak_notes(backbone, samples, test, settings.allow_leak)
     refused = None
     if settings.rejects is not None:
         refused = read_refused(rejects_path, samples, backbone.schema)
@@ -142,7 +153,8 @@ def run_adaptation(
             _write_package(path, beside, builder, graphs, train)
             result.rejects |= {"package": beside.package_id, "path": path.name}
     reporter.say("report")
-    write_adaptation_report(result, output)
+    for note in write_adaptation_report(result, output):
+        reporter.say(f"note: {note}")
     _write_json(output / "metrics.json", result.metrics)
     return result
 
@@ -233,13 +245,15 @@ def _write_package(
         network_targets=builder.network_targets,
         based_targets=builder.based_targets,
         titles=builder.titles,
-        metrics=result.metrics,
+        created_at=result.settings.created_at,
+        metrics=_without_seconds(result.metrics),
         labels=label_record(result.samples, backbone.fingerprint),
         score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),
         lineage={
             "store_version": result.store_version,
             "backbone_fingerprint": backbone.fingerprint,
             "backbone_until": backbone.run.get("until"),
+            "backbone_from": backbone.run.get("prepared_from"),
             "code_version": backbone.run.get("riskfm", ""),
             "seed": result.settings.seed,
             "sources": result.sources,
@@ -249,6 +263,15 @@ def _write_package(
     result.package_id, result.parity = package.id, parity
     result.metrics["package"] = package.id
     result.metrics["parity"] = {"rows": parity.rows, "alone": parity.alone, "batch": parity.batch}
+
+
+def _without_seconds(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The record without how long recipes took: the same inputs make the same package."""
+    recipes = {
+        name: {k: v for k, v in row.items() if k != "seconds"}
+        for name, row in metrics["recipes"].items()
+    }
+    return metrics | {"recipes": recipes}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

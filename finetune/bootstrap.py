@@ -5,6 +5,7 @@ Shapes: S samples, G groups of tied scores, D draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import erfc, sqrt
 from typing import Literal
 
@@ -43,18 +44,13 @@ def bootstrap_draws(
         SampleError: one class only.
     """
     y = np.asarray(y, np.float64)
-    if not len(y) or y.min() == y.max():
-        raise SampleError("a bootstrap within classes needs both labels, 0 and 1")
     w = np.ones(len(y)) if weight is None else np.asarray(weight, np.float64)
     score = np.asarray(score, np.float64)
-    sides = (np.flatnonzero(y == 1), np.flatnonzero(y == 0))
     order = np.argsort(score, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(score[order]) > 0, True))
     out: dict[str, list[np.ndarray]] = {m: [] for m in measures}
-    step = max(1, _CHUNK_CELLS // len(y))
-    random = np.random.default_rng(seed)
-    for begin in range(0, draws, step):
-        counts = _counts(random, sides, len(y), min(step, draws - begin)) * w
+    for drawn in resamples(y, draws, seed):
+        counts = drawn * w
         if set(measures) & set(RANKING):
             bad, good = _group_sums(counts, y, order, ends)
             for measure in set(measures) & set(RANKING):
@@ -65,6 +61,35 @@ def bootstrap_draws(
         if "brier" in out:
             out["brier"].append(counts @ (score - y) ** 2 / mass)
     return {m: np.concatenate(parts) for m, parts in out.items()}
+
+
+def resamples(
+    y: np.ndarray, draws: int, seed: int, groups: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Parts [d, S] of how often each row was drawn, D in all; the same seed, the same rows.
+
+    Args:
+        groups: [S] rows of one group are drawn together (rows of one customer are alike); strata
+            are then groups with a bad and groups without. None draws rows within each label.
+    Raises:
+        SampleError: one class only.
+    """
+    y = np.asarray(y, np.float64)
+    if not len(y) or y.min() == y.max():
+        raise SampleError("a bootstrap within classes needs both labels, 0 and 1")
+    member, marked = None, y
+    if groups is not None:
+        names, member = np.unique(groups, return_inverse=True)
+        if len(names) == len(y):
+            member = None
+        else:
+            marked = (np.bincount(member, weights=y) > 0).astype(np.float64)
+    sides = tuple(side for v in (1, 0) if len(side := np.flatnonzero(marked == v)))
+    step = max(1, _CHUNK_CELLS // len(y))
+    random = np.random.default_rng(seed)
+    for begin in range(0, draws, step):
+        counts = _counts(random, sides, len(marked), min(step, draws - begin))
+        yield counts if member is None else counts[:, member]
 
 
 def _counts(

@@ -5,6 +5,7 @@ Shapes: S samples.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from finetune.blend import BlendRecipe
 from finetune.calibration import Platt, apply_calibration, fit_calibration
 from finetune.channels import Source
+from finetune.fairness import group_values
 from finetune.ladder import LadderResult, run_ladder
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, FittedRecipe, Recipe, standard_recipes
@@ -51,7 +53,11 @@ class AdaptSettings:
         sources: packages of other channels that the recipe `transfer` starts from.
         seeds: over how many seeds gbdt, fusion, prompt and lora are averaged; None leaves each its
             own number (trees several, tuned backbones one).
+        groups: profile or context fields by which the report looks at fairness.
         monotone: column, or `forecast` for all forecasts -> 1 where more is worse, -1 better.
+        created_at: moment written into package and report; None is now. With it the same inputs
+            give the same bytes.
+        store_version: read the store as it stood after so many imports; None is the latest.
     """
 
     recipe: str = "auto"
@@ -65,7 +71,10 @@ class AdaptSettings:
     rejects: RejectSettings | None = None
     sources: tuple[Path, ...] = ()
     seeds: int | None = None
+    groups: tuple[str, ...] = ()
     monotone: dict[str, int] = field(default_factory=dict)
+    created_at: dt.datetime | None = None
+    store_version: int | None = None
 
 
 @dataclass
@@ -157,6 +166,7 @@ def make_model(
 ) -> Model:
     """Compare, choose, fit on all rows and calibrate."""
     directions = column_directions(settings.monotone, table)
+    group_values(table, settings.groups)  # refuses a misspelt field before anything is trained
     if samples.label is None or len(set(samples.label.drop_nulls().to_list())) < 2:
         return _unlabelled(table, directions)
     y, weight, groups = samples.y, samples.weight, samples.groups

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from finetune.calibration import points
+from finetune.fairness import group_values
 from finetune.features import Histories
 from finetune.history_reasons import field_effects
-from finetune.metrics import ks, psi
 from finetune.modelling import Model
 from finetune.package import Package
 from finetune.reasons import Reason, group_effects, reference_row, top_reasons
@@ -24,27 +24,44 @@ from finetune.report import (
     ReasonGroupFacts,
     ReportContent,
     SampleFacts,
-    VariableFacts,
     WindowFacts,
     write_report,
 )
 from finetune.samples import Samples
 from finetune.table import FeatureTable
+from finetune.variable_analysis import Rows, VariableAnalysis, analyse
+from finetune.variable_report import (
+    SHOWN,
+    findings_note,
+    variable_facts,
+    variable_findings,
+    write_tables,
+)
 
 if TYPE_CHECKING:
     from finetune.adaptation import Adaptation
 
-TOP_VARIABLES = 25
 EXPLAINED_ROWS = 400
 TUNED_ROWS = 64
 
 
-def write_adaptation_report(result: Adaptation, output: Path) -> None:
-    """Write `report.html` and `report.json` beside the package."""
-    write_report(assemble(result, output), output / "report.html", output / "report.json")
+def write_adaptation_report(result: Adaptation, output: Path) -> list[str]:
+    """Write `report.html`, `report.json` and the tables of variables beside the package.
+
+    Returns:
+        what the analysis of variables found that a person must look at before using the model.
+    """
+    variables = _variables(result)
+    if variables is not None:
+        write_tables(variables, output)
+    content = assemble(result, output, variables)
+    write_report(content, output / "report.html", output / "report.json")
+    return findings_note(variables) if variables is not None else []
 
 
-def assemble(result: Adaptation, output: Path) -> ReportContent:
+def assemble(
+    result: Adaptation, output: Path, variables: VariableAnalysis | None = None
+) -> ReportContent:
     """The report's content; everything shown is computed from what the adaptation holds."""
     model, samples, table = result.model, result.samples, result.table
     package = Package.load(output / "package", verify=False)
@@ -53,12 +70,11 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
     forecast_table = result.test.table if result.test is not None else table
     forecast_y = result.test.y if result.test is not None else (samples.y if labelled else None)
     basis = "the test file" if result.test is not None else "the labelled sample"
-    variables, note = _variables(result)
     return ReportContent(
         title=f"{result.settings.channel}: model report",
         channel=result.settings.channel,
         package_id=result.package_id,
-        created_at=dt.datetime.now(dt.UTC),
+        created_at=result.settings.created_at or dt.datetime.now(dt.UTC),
         recipe=model.chosen,
         why=model.why,
         sample=_sample_facts(
@@ -74,15 +90,16 @@ def assemble(result: Adaptation, output: Path) -> ReportContent:
         forecasts=_forecasts(forecast_table),
         forecast_basis=basis,
         forecast_y=forecast_y,
-        variables=variables,
-        variables_note=note,
+        variables=variable_facts(variables) if variables else (),
+        variables_note=_variables_note(result, variables),
+        variable_findings=variable_findings(variables) if variables else None,
         reasons=reasons,
         reasons_note=(
             "mean absolute change of the log-odds when a group of inputs is set to the "
             f"development sample's typical value, on {min(len(table), EXPLAINED_ROWS)} rows of it"
         ),
         examples=examples,
-        limits=result.notes,
+        limits=[*result.notes, *(findings_note(variables) if variables else [])],
         label_power=result.power,
         reject_inference=result.rejects,
         lineage=_lineage(result),
@@ -187,6 +204,9 @@ def _evaluation(result: Adaptation) -> EvaluationFacts | None:
             out_of_time=later,
             baseline=test.scores.get("gbdt") if model.chosen != "gbdt" else None,
             reference_score=model.score[~np.isnan(model.score)],
+            weight=test.samples.weight,
+            groups=group_values(test.table, result.settings.groups),
+            approve_below=float(model.bands[0]["below"]),
         )
     if model.ladder is None:
         return None
@@ -204,6 +224,9 @@ def _evaluation(result: Adaptation) -> EvaluationFacts | None:
         as_of_us=samples.as_of_us[rows],
         score=model.score[rows],
         baseline=baseline,
+        weight=samples.weight[rows],
+        groups=group_values(result.table.take(np.flatnonzero(rows)), result.settings.groups),
+        approve_below=float(model.bands[0]["below"]),
     )
 
 
@@ -220,63 +243,25 @@ def _forecasts(table: FeatureTable) -> list[ForecastFacts]:
     ]
 
 
-def _variables(result: Adaptation) -> tuple[list[VariableFacts], str]:
-    """The strongest columns by KS on the development sample; PSI against the test sample."""
-    if result.samples.label is None:
-        return [], "no labels, no variable analysis"
-    table, y = result.table, result.samples.y
-    test = result.test.table if result.test is not None else None
-    found = []
-    for i, column in enumerate(table.columns):
-        if column.block == "embedding":
-            continue
-        values = table.values[:, i].astype(np.float64)
-        present = ~np.isnan(values)
-        if present.sum() < 20 or len(np.unique(y[present])) < 2:
-            continue
-        shift = None
-        if test is not None and column.name in test.names:
-            other = test.values[:, test.index(column.name)].astype(np.float64)
-            shift = _shift(values, other)
-        found.append(
-            VariableFacts(
-                name=column.name,
-                title=column.title,
-                block=column.block,
-                missing=float(1 - present.mean()),
-                iv=information_value(values, y),
-                ks=ks(y[present], values[present]),
-                psi=shift,
-            )
-        )
-    found.sort(key=lambda v: -(v.ks or 0.0))
-    note = f"on the development sample, n = {len(y):,}"
-    if test is not None:
-        note += "; PSI is between development and test sample, bins frozen on development"
-    return found[:TOP_VARIABLES], note
-
-
-def information_value(values: np.ndarray, y: np.ndarray, bins: int = 5) -> float:
-    """IV over quantile bins and a bin of missing values, counts smoothed by a half.
-
-    Siddiqi, Credit Risk Scorecards (2006), section 6.
-    """
-    edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
-    code = np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values, side="right"))
-    total = 0.0
-    good_all, bad_all = (y == 0).sum() + 0.5 * bins, (y == 1).sum() + 0.5 * bins
-    for c in np.unique(code):
-        good = ((code == c) & (y == 0)).sum() + 0.5
-        bad = ((code == c) & (y == 1)).sum() + 0.5
-        total += (good / good_all - bad / bad_all) * np.log((good / good_all) / (bad / bad_all))
-    return float(total)
-
-
-def _shift(development: np.ndarray, other: np.ndarray) -> float | None:
-    development, other = development[~np.isnan(development)], other[~np.isnan(other)]
-    if len(development) < 20 or len(other) < 20:
+def _variables(result: Adaptation) -> VariableAnalysis | None:
+    """Every column alone, on the development sample and against the test sample."""
+    if result.samples.label is None or result.samples.frame["label"].null_count():
         return None
-    return psi(development, other)
+    test = None
+    if result.test is not None:
+        found = result.test
+        test = Rows(found.table, found.y, found.samples.weight, found.samples.as_of_us)
+    samples = result.samples
+    rows = Rows(result.table, samples.y, samples.weight, samples.as_of_us)
+    return analyse(rows, result.backbone.schema, test, optimal=SHOWN)
+
+
+def _variables_note(result: Adaptation, found: VariableAnalysis | None) -> str:
+    if found is None:
+        return "no labels, no variable analysis"
+    if result.test is None:
+        return "PSI is the largest of any month against the whole sample, bins frozen."
+    return "PSI is between development and test sample, bins frozen on development."
 
 
 def _explain(
@@ -356,6 +341,9 @@ def _lineage(result: Adaptation) -> dict[str, str]:
         "code version": str(run.get("riskfm", "")),
         "seed": str(result.settings.seed),
     }
+    came = run.get("prepared_from")
+    if came:
+        out["network carried over from"] = f"{came['name']} ({came['fingerprint']})"
     if parity is not None:
         out["parity of the package"] = (
             f"{parity.rows} golden rows, largest difference alone {parity.alone:.1e}, in a batch "

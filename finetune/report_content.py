@@ -92,6 +92,9 @@ class EvaluationFacts:
         baseline_name: name of the opponent.
         reference_score: scores of the development sample, any length, for PSI; None where the
             evaluation is the development sample itself (PSI is then against its first month).
+        weight: [S] positive, or None where every row counts once.
+        groups: field -> [S] group of each row as text, for fairness by declared groups.
+        approve_below: scores below it are approved; None leaves approval by group out.
     """
 
     name: str
@@ -103,6 +106,9 @@ class EvaluationFacts:
     baseline: np.ndarray | None = None
     baseline_name: str = "gbdt"
     reference_score: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    approve_below: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +125,15 @@ class ForecastFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class VariableFacts:
-    """One input column on the development sample; PSI is between its earlier and later half, or
-    against the test sample: `ReportContent.variables_note` says which."""
+    """One input column on the development sample, alone.
+
+    Attributes:
+        iv_chance: the IV that a column without meaning exceeds once in twenty times.
+        auc: of "higher is worse", with its 95 % interval; `auc_test` on the test sample.
+        psi: against the test sample, else `psi_month`, the largest of any month.
+        alike: how many further columns say the same (rank correlation above 0.8).
+        suspect: why it may know the outcome, or nothing.
+    """
 
     name: str
     title: str = ""
@@ -129,6 +142,14 @@ class VariableFacts:
     iv: float | None = None
     ks: float | None = None
     psi: float | None = None
+    iv_chance: float | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    auc_test: float | None = None
+    psi_month: float | None = None
+    alike: int = 0
+    suspect: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +184,7 @@ class ReportContent:
         forecast_basis, forecast_y: name and labels [S] of the rows the forecasts were computed on.
         limits: sentences beside those the report derives itself (few bads, thin files, no
             out-of-time test, approved-only labels, dropped rows).
+        variable_findings: as of `finetune.variable_report.variable_findings`, or None.
         label_power: as of `finetune.label_power.power_record`, or None.
         reject_inference: as of `finetune.reject_inference.inference_record`, or None.
         lineage: store version, fingerprints, code version, seeds.
@@ -186,6 +208,7 @@ class ReportContent:
     forecast_y: np.ndarray | None = None
     variables: Sequence[VariableFacts] = ()
     variables_note: str = ""
+    variable_findings: Mapping[str, Any] | None = None
     reasons: Sequence[ReasonGroupFacts] = ()
     reasons_note: str = ""
     examples: Sequence[ExampleFacts] = ()

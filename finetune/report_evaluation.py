@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from finetune import metrics
-from finetune.bootstrap import Measure, bootstrap_draws, bootstrap_intervals, delong
+from finetune.bootstrap import Measure, bootstrap_draws, bootstrap_intervals, delong, resamples
+from finetune.fairness import group_numbers
+from finetune.rates import wilson
 from finetune.report_content import EvaluationFacts, ReportContent
+from finetune.swap_set import CELLS, Curve, Ranking, swap_cells, swap_record
 from foundation.errors import SampleError
 
 CURVE_POINTS = 240
@@ -30,15 +33,6 @@ MEASURES: dict[Measure, Callable[..., float]] = {
 }
 Draws = dict[str, np.ndarray]
 HEADLINE = 0.7  # approval rate of the baseline at which the gain gets an interval
-
-
-def wilson(bad: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % score interval of a rate (Wilson 1927); n >= 1."""
-    z = 1.959963984540054
-    rate = bad / n
-    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def basis(name: str, y: np.ndarray, as_of_us: np.ndarray | None = None) -> dict[str, Any]:
@@ -99,13 +93,15 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
     )
     known = ~np.isnan(facts.y)
     y, score = facts.y[known], facts.score[known]
+    weight = np.ones(len(y)) if facts.weight is None else facts.weight[known]
     baseline = None if facts.baseline is None else facts.baseline[known]
     out: dict[str, Any] = {
         "basis": basis(facts.name, facts.y, facts.as_of_us),
         "kind": facts.kind,
         "out_of_time": facts.out_of_time,
         "baseline_name": facts.baseline_name if baseline is not None else None,
-        "distribution": _distribution(y, score),
+        "weighted": _weighted(y, weight),
+        "distribution": _distribution(y, score, weight),
         "stability": _stability(facts, content),
         "metrics": None,
         "roc": None,
@@ -113,21 +109,37 @@ def evaluation_numbers(content: ReportContent) -> dict[str, Any] | None:
         "calibration": None,
         "deciles": None,
         "comparison": None,
-    }
+        "groups": group_numbers(
+            y, score, weight, {k: np.asarray(v)[known] for k, v in facts.groups.items()},
+            facts.approve_below, content.resamples, content.seed,
+        ),
+    }  # fmt: skip
     if len(np.unique(y)) < 2:
         return out
-    draws = _draws(y, score, content)
-    out["metrics"] = _metrics(y, score, draws)
-    out["roc"] = {"chosen": _roc(y, score)}
-    out["ks_curve"] = _ks_curve(y, score)
-    out["calibration"] = _calibration(y, score)
-    out["deciles"] = _deciles(y, score)
+    draws = _draws(y, score, weight, content)
+    out["metrics"] = _metrics(y, score, weight, draws)
+    out["roc"] = {"chosen": _roc(y, score, weight)}
+    out["ks_curve"] = _ks_curve(y, score, weight)
+    out["calibration"] = _calibration(y, score, weight)
+    out["deciles"] = _deciles(y, score, weight)
     if baseline is not None and content.recipe != facts.baseline_name:
-        out["roc"]["baseline"] = _roc(y, baseline)
+        out["roc"]["baseline"] = _roc(y, baseline, weight)
         out["comparison"] = {"baseline": facts.baseline_name} | _comparison(
-            y, score, baseline, draws, content
+            y, score, baseline, weight, draws, content
         )
     return out
+
+
+def _weighted(y: np.ndarray, weight: np.ndarray) -> dict[str, Any] | None:
+    """What weights do to the sample: their range, the weighted bad rate; None for equal ones."""
+    if not len(y) or weight.min() == weight.max():
+        return None
+    return {
+        "least": float(weight.min()),
+        "most": float(weight.max()),
+        "bad_rate": float(np.average(y, weights=weight)),
+        "worth": float(weight.sum() ** 2 / (weight**2).sum()),
+    }
 
 
 def check_arrays(
@@ -148,8 +160,10 @@ def check_arrays(
             raise SampleError(f"report on '{name}': '{key}' must lie in [0, 1]")
 
 
-def _draws(y: np.ndarray, score: np.ndarray, content: ReportContent) -> Draws:
-    return bootstrap_draws(y, score, tuple(MEASURES), draws=content.resamples, seed=content.seed)
+def _draws(y: np.ndarray, score: np.ndarray, weight: np.ndarray, content: ReportContent) -> Draws:
+    return bootstrap_draws(
+        y, score, tuple(MEASURES), weight, draws=content.resamples, seed=content.seed
+    )
 
 
 def auc_interval(y: np.ndarray, score: np.ndarray) -> dict[str, float]:
@@ -164,35 +178,38 @@ def auc_interval(y: np.ndarray, score: np.ndarray) -> dict[str, float]:
     }
 
 
-def _metrics(y: np.ndarray, score: np.ndarray, draws: Draws) -> list[dict[str, Any]]:
+def _metrics(
+    y: np.ndarray, score: np.ndarray, weight: np.ndarray, draws: Draws
+) -> list[dict[str, Any]]:
     """Measures with their intervals; the calibration error has none (it is biased upward)."""
     rows: list[dict[str, Any]] = []
     for name, value in MEASURES.items():
         low, high = np.quantile(draws[name], TAILS)
         rows.append(
-            {"name": name, "value": value(y, score), "low": float(low), "high": float(high)}
+            {"name": name, "value": value(y, score, weight), "low": float(low), "high": float(high)}
         )
-    error = metrics.ece(y, score, bins=len(_calibration(y, score)))
+    error = metrics.ece(y, score, weight, bins=len(_calibration(y, score, weight)))
     return [*rows, {"name": "ece", "value": error, "low": None, "high": None}]
 
 
-def _roc(y: np.ndarray, score: np.ndarray) -> dict[str, list[float]]:
-    fpr, tpr, _ = metrics.roc_curve(y, score)
+def _roc(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, list[float]]:
+    fpr, tpr, _ = metrics.roc_curve(y, score, weight)
     keep = _thin(len(fpr))
     return {"fpr": fpr[keep].tolist(), "tpr": tpr[keep].tolist()}
 
 
-def _ks_curve(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
+def _ks_curve(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     """Cumulated shares of bads and goods over customers ordered from the riskiest down."""
-    good, bad, threshold = metrics.roc_curve(y, score)
-    share = y.mean() * bad + (1 - y.mean()) * good
+    good, bad, threshold = metrics.roc_curve(y, score, weight)
+    rate = float(np.average(y, weights=weight))
+    share = rate * bad + (1 - rate) * good
     top = int(np.argmax(np.abs(bad - good)))
     keep = np.union1d(_thin(len(share)), [top])
     return {
         "share": share[keep].tolist(),
         "bad": bad[keep].tolist(),
         "good": good[keep].tolist(),
-        "ks": metrics.ks(y, score),
+        "ks": metrics.ks(y, score, weight),
         "at_share": float(share[top]),
         "at_bad": float(bad[top]),
         "at_good": float(good[top]),
@@ -204,10 +221,10 @@ def _thin(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, CURVE_POINTS)).round().astype(int))
 
 
-def _calibration(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
+def _calibration(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> list[dict[str, Any]]:
     """Mean score against realised rate; as many bands as hold five bads each, 2 to 10."""
     count = int(np.clip(y.sum() // 5, 2, 10))
-    curve = metrics.calibration_curve(y, score, bins=count)
+    curve = metrics.calibration_curve(y, score, weight, bins=count)
     low, high = wilson(curve["observed"] * curve["count"], curve["count"])
     return [
         {
@@ -223,16 +240,16 @@ def _calibration(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _deciles(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
+def _deciles(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> list[dict[str, Any]]:
     """Tenths (fifths below 100 rows) from the riskiest down, with lift and captured bads."""
     out = []
-    for row in metrics.lift_table(y, score, bins=10 if len(y) >= 100 else 5):
-        low, high = wilson(np.array([row["bads"]]), np.array([row["rows"]]))
+    for row in metrics.lift_table(y, score, weight, bins=10 if len(y) >= 100 else 5):
+        low, high = wilson(np.array([row["bad_rate"] * row["rows"]]), np.array([row["rows"]]))
         out.append(
             {
                 "tenth": int(row["band"]),
                 "n": int(row["rows"]),
-                "n_bad": int(row["bads"]),
+                "n_bad": round(row["bads"]),
                 "score_low": row["score_min"],
                 "score_high": row["score_max"],
                 "bad_rate": row["bad_rate"],
@@ -245,7 +262,7 @@ def _deciles(y: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     return out
 
 
-def _distribution(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
+def _distribution(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     """Share of bads and of goods in equal steps of the score."""
     if not len(y):
         return {"edges": [], "bad": [], "good": []}
@@ -254,7 +271,8 @@ def _distribution(y: np.ndarray, score: np.ndarray) -> dict[str, Any]:
     edges = np.linspace(0, top, count + 1)
     clipped = np.minimum(score, top)
     shares = {
-        name: np.histogram(clipped[y == label], edges)[0] / max(1, int((y == label).sum()))
+        name: np.histogram(clipped[y == label], edges, weights=weight[y == label])[0]
+        / max(float(weight[y == label].sum()), metrics.EPS)
         for name, label in (("bad", 1), ("good", 0))
     }
     return {"edges": edges.tolist()} | {k: v.tolist() for k, v in shares.items()}
@@ -271,17 +289,23 @@ def bad_rate_at(
 
 
 def _comparison(
-    y: np.ndarray, score: np.ndarray, baseline: np.ndarray, ours: Draws, content: ReportContent
+    y: np.ndarray,
+    score: np.ndarray,
+    baseline: np.ndarray,
+    weight: np.ndarray,
+    ours: Draws,
+    content: ReportContent,
 ) -> dict[str, Any]:
     """Chosen against baseline on the same rows: paired differences and what approval gains.
 
     The draws of both scores come from one seed, so that they hold the same rows.
     """
-    theirs = _draws(y, baseline, content)
+    theirs = _draws(y, baseline, weight, content)
     rows = []
     for measure in ("auc", "ks", "log_loss"):
         low, high = np.quantile(ours[measure] - theirs[measure], TAILS)
-        first, second = MEASURES[measure](y, score), MEASURES[measure](y, baseline)
+        first = MEASURES[measure](y, score, weight)
+        second = MEASURES[measure](y, baseline, weight)
         rows.append(
             {
                 "name": measure,
@@ -293,15 +317,15 @@ def _comparison(
             }
         )
     shares = np.array(APPROVALS)
-    allowed = bad_rate_at(y, baseline, shares)
-    reached = bad_rate_at(y, score, shares)
+    allowed = bad_rate_at(y, baseline, shares, weight)
+    reached = bad_rate_at(y, score, shares, weight)
     approval = [
         {
             "approval": float(a),
             "baseline_bad_rate": float(b),
             "chosen_bad_rate": float(o),
-            "baseline_approval": metrics.approval_rate_at_bad_rate(y, baseline, b),
-            "chosen_approval": metrics.approval_rate_at_bad_rate(y, score, b),
+            "baseline_approval": metrics.approval_rate_at_bad_rate(y, baseline, b, weight),
+            "chosen_approval": metrics.approval_rate_at_bad_rate(y, score, b, weight),
         }
         for a, b, o in zip(shares, allowed, reached, strict=True)
     ]
@@ -309,45 +333,64 @@ def _comparison(
     return {
         "metrics": rows,
         "approval": approval,
-        "approval_gain": _gain(y, score, baseline, content),
+        **_decisions(y, score, baseline, weight, content),
         "curve": {
             "approval": grid.tolist(),
-            "chosen": bad_rate_at(y, score, grid).tolist(),
-            "baseline": bad_rate_at(y, baseline, grid).tolist(),
+            "chosen": bad_rate_at(y, score, grid, weight).tolist(),
+            "baseline": bad_rate_at(y, baseline, grid, weight).tolist(),
         },
     }
 
 
-def _gain(
-    y: np.ndarray, score: np.ndarray, baseline: np.ndarray, content: ReportContent
+def _decisions(
+    y: np.ndarray,
+    score: np.ndarray,
+    baseline: np.ndarray,
+    weight: np.ndarray,
+    content: ReportContent,
 ) -> dict[str, Any]:
-    """Share approved at the bad rate that the baseline has when it approves `HEADLINE`."""
+    """What changes for applicants where the baseline approves `HEADLINE` of them.
 
-    def measure(weight: np.ndarray | None) -> tuple[float, float, float]:
-        allowed = float(bad_rate_at(y, baseline, np.array([HEADLINE]), weight)[0])
-        first = metrics.approval_rate_at_bad_rate(y, score, allowed, weight)
-        second = metrics.approval_rate_at_bad_rate(y, baseline, allowed, weight)
-        return allowed, first, second
+    Returns:
+        `approval_gain`: share approved at the bad rate the baseline has there, with interval;
+        `swap`: who is swapped in and out at the same approval rate, with intervals.
+    """
+    ours, theirs = Ranking.of(score), Ranking.of(baseline)
 
-    random = np.random.default_rng(content.seed)
+    def measure(weights: np.ndarray) -> Draws:
+        a, b = Curve.of(ours, y, weights), Curve.of(theirs, y, weights)
+        share = np.full(len(weights), HEADLINE)
+        allowed = b.bad_rate_at(share)
+        found = {
+            "allowed": allowed,
+            "chosen": a.approval_at(allowed),
+            "baseline": b.approval_at(allowed),
+        }
+        cells = swap_cells(
+            y, weights, a.fractions(share)[:, ours.group], b.fractions(share)[:, theirs.group]
+        )
+        for name, (mass, bads) in cells.items():
+            found |= {f"{name}.n": mass, f"{name}.bads": bads}
+        return found
+
     draws = min(content.resamples, GAIN_DRAWS)
-    gaps = np.empty(draws)
-    for i in range(draws):
-        weight = np.zeros(len(y))
-        for side in (np.flatnonzero(y == 1), np.flatnonzero(y == 0)):
-            weight += np.bincount(random.choice(side, len(side)), minlength=len(y))
-        _, first, second = measure(weight)
-        gaps[i] = first - second
-    allowed, first, second = measure(None)
-    low, high = np.quantile(gaps, [0.025, 0.975])
+    real = measure(weight[None])
+    parts = [measure(counts * weight) for counts in resamples(y, draws, content.seed)]
+    drawn = {k: np.concatenate([p[k] for p in parts]) for k in real}
+    low, high = np.quantile(drawn["chosen"] - drawn["baseline"], TAILS)
+    first, second = float(real["chosen"][0]), float(real["baseline"][0])
+    cells = [{n: (d[f"{n}.n"], d[f"{n}.bads"]) for n in CELLS} for d in (real, drawn)]
     return {
-        "bad_rate": allowed,
-        "chosen": first,
-        "baseline": second,
-        "difference": first - second,
-        "low": float(low),
-        "high": float(high),
-        "resamples": draws,
+        "approval_gain": {
+            "bad_rate": float(real["allowed"][0]),
+            "chosen": first,
+            "baseline": second,
+            "difference": first - second,
+            "low": float(low),
+            "high": float(high),
+            "resamples": draws,
+        },
+        "swap": {"approval": HEADLINE} | swap_record(*cells),
     }
 
 
@@ -367,10 +410,11 @@ def _stability(facts: EvaluationFacts, content: ReportContent) -> dict[str, Any]
         row["psi"] = None if same else metrics.psi(reference, facts.score[here])
         known = here & ~np.isnan(facts.y)
         y, score = facts.y[known], facts.score[known]
+        weight = None if facts.weight is None else facts.weight[known]
         row["ks"] = row["ks_low"] = row["ks_high"] = None
         if min(y.sum(), len(y) - y.sum()) >= LEAST_CLASS:
             found = bootstrap_intervals(
-                y, score, ("ks",), draws=content.resamples, seed=content.seed
+                y, score, ("ks",), weight, draws=content.resamples, seed=content.seed
             )["ks"]
             row |= {"ks": found.value, "ks_low": found.low, "ks_high": found.high}
     return {"reference": "development sample" if given else str(names[0]), "months": rows}

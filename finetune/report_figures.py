@@ -17,7 +17,7 @@ def figures(numbers: dict[str, Any]) -> dict[str, Figure]:
     """All figures that the numbers allow, by name."""
     evaluation = numbers["evaluation"] or {}
     found = {
-        "months": _months(numbers["sample"]["months"]),
+        "months": months_figure(numbers["sample"]["months"]),
         "ladder": _ladder(numbers["ladder"]),
         "ks": _ks(evaluation.get("ks_curve")),
         "roc": _roc(evaluation),
@@ -94,7 +94,8 @@ def _spread(values: list[float], low: list[float], high: list[float], color: str
     }
 
 
-def _months(rows: list[dict[str, Any]]) -> Figure | None:
+def months_figure(rows: list[dict[str, Any]]) -> Figure | None:
+    """Customers and bad rate by month of decision."""
     rows = [row for row in rows if row["bad_rate"] is not None]
     if len(rows) < 2:
         return None

@@ -5,12 +5,14 @@ Shapes: S samples. Parts that were not measured are None or empty; nothing is fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from finetune import report_limits
-from finetune.report_content import ReportContent
+from finetune.report_content import ReportContent, VariableFacts
 from finetune.report_evaluation import (
     auc_interval,
     basis,
@@ -57,7 +59,11 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
         "ladder": _ladder(content),
         "evaluation": evaluation_numbers(content),
         "forecasts": _forecasts(content),
-        "variables": {"note": content.variables_note, "rows": _variables(content)},
+        "variables": {
+            "note": content.variables_note,
+            "rows": variable_rows(content.variables),
+            "findings": content.variable_findings and dict(content.variable_findings),
+        },
         "reasons": _reasons(content),
         "examples": _examples(content),
         "label_power": None if content.label_power is None else dict(content.label_power),
@@ -179,18 +185,11 @@ def _forecasts(content: ReportContent) -> dict[str, Any]:
     return {"basis": given, "name": content.forecast_basis, "rows": rows}
 
 
-def _variables(content: ReportContent) -> list[dict[str, Any]]:
+def variable_rows(variables: Sequence[VariableFacts]) -> list[dict[str, Any]]:
+    """Variables as JSON holds and pages show them."""
     return [
-        {
-            "name": v.name,
-            "title": v.title,
-            "block": v.block,
-            "missing": _plain(v.missing),
-            "iv": _plain(v.iv),
-            "ks": _plain(v.ks),
-            "psi": _plain(v.psi),
-        }
-        for v in content.variables
+        {name: value if name == "alike" else _plain(value) for name, value in asdict(v).items()}
+        for v in variables
     ]
 
 

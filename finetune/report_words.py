@@ -6,7 +6,12 @@ the same `{names}`. Words of users (titles, reasons, names of columns) are not t
 
 from __future__ import annotations
 
+from finetune.backtest_words import BACKTEST_FIGURE_WORDS, BACKTEST_WORDS
+from finetune.data_words import DATA_FIGURE_WORDS, DATA_WORDS
+
 WORDS: dict[str, str] = {
+    **BACKTEST_WORDS,
+    **DATA_WORDS,
     # head
     "Print": "打印",
     "Model report": "模型报告",
@@ -187,8 +192,6 @@ WORDS: dict[str, str] = {
     "context": "申请信息",
     "embedding": "表征",
     "missing": "缺失",
-    "IV below 0.02 says nothing, above 0.3 is strong; above 0.5 look for leakage. "
-    "Computed without intervals: read them as a ranking.": "IV 低于 0.02 无信息，高于 0.3 为强；高于 0.5 应检查信息泄漏。未给出区间：请作为排名阅读。",
     "No analysis of single variables was made.": "未做单变量分析。",
     # reasons
     "Reasons": "评分原因",
@@ -249,6 +252,8 @@ WORDS: dict[str, str] = {
 }
 
 FIGURE_WORDS: dict[str, str] = {
+    **BACKTEST_FIGURE_WORDS,
+    **DATA_FIGURE_WORDS,
     "month of decision": "决策月份",
     "customers": "客户数",
     "bad rate": "坏账率",

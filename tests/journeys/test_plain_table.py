@@ -58,9 +58,10 @@ def test_from_raw_table_to_scores(folder: Path, capsys: pytest.CaptureFixture[st
     assert scored["score"].is_between(0, 1).all()
     assert scored["flags"].fill_null("").eq("").all()
     assert run("backtest", *packaged, "-o", folder / "backtest") == 0
-    report = json.loads((folder / "backtest" / "metrics.json").read_text())
-    assert report["n"] == 120
-    assert abs(report["auc"] - metrics["recipes"][metrics["chosen"]]["auc"]) < 1e-6
+    report = json.loads((folder / "backtest" / "backtest.json").read_text())
+    assert report["overall"]["n"] == 120
+    auc = report["overall"]["models"]["package"]["auc"]
+    assert abs(auc - metrics["recipes"][metrics["chosen"]]["auc"]) < 1e-6
 
 
 @pytest.mark.parametrize(
