@@ -57,7 +57,15 @@ class Timeline:
 
     def positions(self, source: int) -> np.ndarray:
         """Timeline positions of a source's events, in timeline order."""
+        if self.only_source == source:
+            return np.arange(len(self))
         return np.flatnonzero(self.source == source)
+
+    @cached_property
+    def only_source(self) -> int | None:
+        """The source of all events, None where there are several or none."""
+        first = self.source[0] if len(self) else -1
+        return int(first) if len(self) and (self.source == first).all() else None
 
     @cached_property
     def read_columns(self) -> dict[int, Any]:
@@ -99,7 +107,11 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
         frame = frames.get(name)
         tables.append(empty_source(schema, name) if frame is None else frame)
     ids, codes = entity_codes(*(frame["entity_id"] for frame in tables))
-    if tables and sum(map(len, tables)) <= SMALL:
+    if not tables:
+        none = np.zeros(0, dtype=np.int64)
+        start = np.zeros(1, dtype=np.int64)
+        return Timeline(schema, ids, start, none, none, none.astype(np.int16), none, ())
+    if sum(map(len, tables)) <= SMALL:
         entity, known, event, source, row = _merged_small(tables, codes)
     else:
         entity, known, event, source, row = _merged(tables, codes)
@@ -109,22 +121,48 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
 
 def _merged(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Entity, known, event, source and row of all events in timeline order."""
-    parts = [
-        pl.DataFrame(
-            {
-                "entity": code,
-                "known": frame["known_at"].to_physical().cast(pl.Int64),
-                "event": frame["event_time"].to_physical().cast(pl.Int64),
-                "source": pl.repeat(index, len(frame), dtype=pl.Int16, eager=True),
-                "row": pl.int_range(len(frame), dtype=pl.Int64, eager=True),
-            }
-        )
-        for index, (frame, code) in enumerate(zip(tables, codes, strict=True))
-    ]
-    merged = pl.concat(parts) if parts else _no_events()
-    merged = merged.sort("entity", "known", "event", "source", "row")
-    names = ("entity", "known", "event", "source", "row")
-    return tuple(merged[name].to_numpy() for name in names)
+    counts = [len(frame) for frame in tables]
+    known, event = (
+        _joined([frame[name].to_physical().cast(pl.Int64).to_numpy() for frame in tables])
+        for name in ("known_at", "event_time")
+    )
+    entity = _joined(codes)
+    source = np.repeat(np.arange(len(tables), dtype=np.int16), counts)
+    row = _joined([np.arange(count) for count in counts])
+    order = _order(entity, known, event)
+    columns = (entity, known, event, source, row)
+    return columns if order is None else tuple(column[order] for column in columns)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Integers one after another; the part itself where only one has any."""
+    some = [part for part in parts if len(part)] or parts[:1]
+    return some[0] if len(some) == 1 else np.concatenate(some)
+
+
+def _order(entity: np.ndarray, known: np.ndarray, event: np.ndarray) -> np.ndarray | None:
+    """Stable order by (entity, known, event); None where the rows stand in it already.
+
+    Entity and known time fit one integer unless times spread over millennia; a stable sort then
+    merges sources that are sorted each by itself, as a store returns them, in one pass.
+    """
+    if not len(known):
+        return None
+    low, high = int(known.min()), int(known.max())
+    if (int(entity.max()) + 1) * (high - low + 1) >= 2**63:
+        return np.lexsort((event, known, entity))
+    key = entity.astype(np.int64)
+    key *= high - low + 1
+    key += known
+    key -= low
+    order = None
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+    later = event if order is None else event[order]
+    if ((key[1:] == key[:-1]) & (later[1:] < later[:-1])).any():
+        return np.lexsort((event, known, entity))
+    return order
 
 
 def _merged_small(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -157,10 +195,15 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
         return _entity_codes_small(columns)
     runs, lengths = [], []
     for column in columns:
-        text = column.cast(pl.String)
-        first = (text != text.shift(1)).fill_null(True).arg_true()
-        runs.append(text.gather(first))
-        lengths.append(np.diff(first.to_numpy().astype(np.int64), append=len(text)))
+        run = _text(column).rle().struct
+        runs.append(run.field("value"))
+        lengths.append(run.field("len").to_numpy())
+    some = [k for k, run in enumerate(runs) if len(run)]
+    if len(some) == 1 and _ascending(runs[some[0]]):
+        found = [np.zeros(0, dtype=np.uint32) for _ in runs]
+        size = len(runs[some[0]])
+        found[some[0]] = np.repeat(np.arange(size, dtype=np.uint32), lengths[some[0]])
+        return runs[some[0]].alias("entity_id"), found
     every = pl.concat(runs) if runs else pl.Series([], dtype=pl.String)
     ids = every.unique().sort().alias("entity_id")
     order = pl.Enum(ids)
@@ -169,6 +212,11 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
         for run, length in zip(runs, lengths, strict=True)
     ]
     return ids, codes
+
+
+def _ascending(column: pl.Series) -> bool:
+    """Whether strings stand sorted and none twice."""
+    return column.is_sorted() and column.n_unique() == len(column)
 
 
 def _entity_codes_small(columns: Sequence[pl.Series]) -> tuple[pl.Series, list[np.ndarray]]:
@@ -330,15 +378,3 @@ def storage_type(kind: str) -> pl.DataType:
     if kind == "timestamp":
         return pl.Datetime("us")
     return pl.String()
-
-
-def _no_events() -> pl.DataFrame:
-    return pl.DataFrame(
-        schema={
-            "entity": pl.UInt32,
-            "known": pl.Int64,
-            "event": pl.Int64,
-            "source": pl.Int16,
-            "row": pl.Int64,
-        }
-    )

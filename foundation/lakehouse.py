@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from deltalake import DeltaTable, write_deltalake
+from deltalake import ColumnProperties, DeltaTable, WriterProperties, write_deltalake
 
 from foundation.history import entity_codes
 
@@ -22,6 +22,14 @@ ROW = "import_row"
 INTERNAL = (BUCKET, ROW)
 _PRIME = np.uint64(1_099_511_628_211)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
+# Times hardly repeat: a dictionary only slows reading. Row groups are small enough for a reader of
+# some entities to skip the others.
+_PLAIN = ColumnProperties(dictionary_enabled=False)
+_LAYOUT = WriterProperties(
+    compression="LZ4_RAW",
+    max_row_group_size=131_072,
+    column_properties={"event_time": _PLAIN, "known_at": _PLAIN, ROW: _PLAIN},
+)
 
 
 def buckets_of(entity_ids: pl.Series) -> np.ndarray:
@@ -73,7 +81,9 @@ def append(path: Path, pinned: int, frame: pl.DataFrame, first_row: int) -> int:
     )
     times = ["known_at", *(["event_time"] if "event_time" in frame.columns else [])]
     frame = frame.sort(BUCKET, "_code", *times, ROW).drop("_code")
-    write_deltalake(table, _to_delta(frame), mode="append", partition_by=[BUCKET])
+    write_deltalake(
+        table, _to_delta(frame), mode="append", partition_by=[BUCKET], writer_properties=_LAYOUT
+    )
     return int(DeltaTable(str(path)).version())
 
 
@@ -102,6 +112,31 @@ def scan(
             rows = rows.filter(pl.col("entity_id").is_between(low, high))
         rows = rows.join(wanted.to_frame().lazy(), on="entity_id", how="semi")
     return rows
+
+
+def bucket_files(path: Path, pinned: int) -> pl.DataFrame:
+    """The files of a table at a pinned version.
+
+    Returns:
+        `bucket` (Int32), `file` (full path), `rows` (Int64), sorted by bucket and file; every file
+        is sorted by (entity_id, times, import order) as `append` writes it.
+    """
+    table = DeltaTable(str(path), version=pinned)
+    added = pl.DataFrame(table.get_add_actions(flatten=True))
+    if not len(added):
+        return pl.DataFrame(schema={"bucket": pl.Int32, "file": pl.String, "rows": pl.Int64})
+    return added.select(
+        pl.col(f"partition.{BUCKET}").cast(pl.Int32).alias("bucket"),
+        (pl.lit(f"{path}/") + pl.col("path")).alias("file"),
+        pl.col("num_records").cast(pl.Int64).alias("rows"),
+    ).sort("bucket", "file")
+
+
+def in_order(rows: pl.DataFrame, *times: str) -> pl.DataFrame:
+    """Rows of a table sorted by (entity_id, times, import order), without internal columns."""
+    _, (codes,) = entity_codes(rows["entity_id"])
+    rows = rows.with_columns(pl.Series("_code", codes)).sort("_code", *times, ROW)
+    return rows.drop("_code", *(c for c in INTERNAL if c in rows.columns))
 
 
 def naive(frame: pl.DataFrame) -> pl.DataFrame:

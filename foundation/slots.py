@@ -155,13 +155,14 @@ def source_columns(timeline: Timeline, source: int) -> dict[str, EventColumn]:
     if small and source in timeline.read_columns:
         return timeline.read_columns[source]
     name = timeline.schema.source_names[source]
-    positions = timeline.positions(source)
+    only = timeline.only_source == source
+    positions = slice(None) if only else timeline.positions(source)
     columns = _read(timeline, source, timeline.row[positions])
-    event_us, known_us = timeline.event_us[positions], timeline.known_us[positions]
-    entity = timeline.entity[positions]
+    event_us = timeline.event_us[positions]
     out: dict[str, SlotColumn] = {}
     for field, spec in timeline.schema.sources[name].fields.items():
         if spec.kind == "identifier":
+            entity, known_us = timeline.entity[positions], timeline.known_us[positions]
             out |= _identifier(field, columns, entity, known_us)
         else:
             out |= _plain(field, spec, columns, event_us)

@@ -17,8 +17,9 @@ import polars as pl
 
 from foundation.columns import AggregateColumn
 from foundation.errors import ArtifactError
-from foundation.history import Cut
-from foundation.panels import ALL, HALF, Panel, RangeStatistics, as_float
+from foundation.history import SMALL, Cut
+from foundation.panels import ALL, HALF, Panel, as_float
+from foundation.range_statistics import RangeStatistics
 from foundation.segments import divide
 from foundation.slots import SlotColumn
 
@@ -42,12 +43,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute: event columns in steps, ratios, and profile and context columns."""
+    """What to compute: event columns in steps, ratios, and profile and context columns.
+
+    Attributes:
+        reach: layout -> days back that its columns look at most, None for the whole history.
+    """
 
     steps: tuple[Step, ...]
     ratios: tuple[tuple[int, AggregateColumn], ...]
     numbers: tuple[tuple[int, AggregateColumn], ...]
     codes: tuple[tuple[int, AggregateColumn], ...]
+    reach: dict[int, int | None]
 
     @classmethod
     def of(cls, columns: Sequence[tuple[int, AggregateColumn]]) -> Plan:
@@ -69,7 +75,25 @@ class Plan:
             at = {name: k for k, name in enumerate(windows)}
             table = np.array([(j, at[c.window], c.row) for j, c in found], dtype=np.int64).T
             steps.append(Step(layout, stat, windows, *table))
-        return cls(tuple(steps), tuple(ratios), tuple(numbers), tuple(codes))
+        reach: dict[int, int | None] = {
+            at: None for _, c in ratios for at in (c.layout, c.over_layout)
+        }
+        for step in steps:
+            days = _reach(step)
+            known = reach.get(step.layout, 0)
+            reach[step.layout] = None if None in (days, known) else max(days or 0, known or 0)
+        return cls(tuple(steps), tuple(ratios), tuple(numbers), tuple(codes), reach)
+
+
+def _reach(step: Step) -> int | None:
+    """Days back that a step reads rows of, None for the whole history."""
+    if step.stat in ("since_event", "last", "lag1", "lag2", "step", "streak", "code"):
+        return 0
+    if step.stat not in ("count", "sum", "mean", "min", "max", "std", "hits", "share"):
+        return None
+    if not all(w.endswith("d") and w[:-1].isdigit() for w in step.windows):
+        return None
+    return max(int(w[:-1]) for w in step.windows)
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,14 @@ def fill_events(
     plan: Plan, panels: tuple[Panel, ...], cut: Cut, rows: Rows, out: np.ndarray
 ) -> None:
     """Fill the event columns of out [S, F] for one chunk of samples."""
-    ranges = [RangeStatistics(p, *p.ranges(cut.start, cut.stop), cut.as_of_us) for p in panels]
+    # For few rows finding out what need not be read costs more than reading it.
+    far = int((cut.stop - cut.start).sum()) > SMALL
+    ranges = [
+        RangeStatistics(
+            p, *p.ranges(cut.start, cut.stop), cut.as_of_us, plan.reach.get(at, 0) if far else None
+        )
+        for at, p in enumerate(panels)
+    ]
     for step in plan.steps:
         found = statistic(ranges[step.layout], step.stat, step.windows)
         out[:, step.places] = found[step.window, step.row].T

@@ -176,6 +176,10 @@ class EventStore:
         frame = rows.sort(lakehouse.ROW).collect()
         return frame.select("import", *validate.QUARANTINE_SCHEMA)
 
+    def files(self, name: str) -> pl.DataFrame:
+        """The Parquet files of a source at this version: `bucket`, `file`, `rows`."""
+        return lakehouse.bucket_files(self._path(name), self._pin(name)[0])
+
     def _pin(self, name: str) -> tuple[int, int]:
         """Delta version and number of rows of a table at this version."""
         pins = self.records[-1]["tables"] if self.records else {}
@@ -190,10 +194,8 @@ class EventStore:
     ) -> pl.DataFrame:
         wanted = None if entities is None else pl.Series(entities, dtype=pl.String)
         rows = lakehouse.scan(self._path(name), self._pin(name)[0], wanted, until_us).collect()
-        _, (codes,) = history.entity_codes(rows["entity_id"])
         times = ["known_at", *(["event_time"] if name != PROFILE else [])]
-        rows = rows.with_columns(pl.Series("_code", codes)).sort("_code", *times, lakehouse.ROW)
-        return lakehouse.naive(rows.drop("_code", *lakehouse.INTERNAL))
+        return lakehouse.naive(lakehouse.in_order(rows, *times))
 
 
 def import_events(

@@ -1,0 +1,127 @@
+"""A store read bucket by bucket, in pieces of bounded size.
+
+A bucket holds the entities of one hash value, a piece some neighbouring entities of a bucket, so
+few that their events stay near a limit: how much is held at once does not grow with the store.
+Pieces depend on the store's version and on the entities asked for, on nothing else.
+
+Shapes: E entities asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from foundation import lakehouse
+from foundation.history import empty_source, entity_index
+from foundation.slots import SHARED_SUFFIX
+from foundation.store import EventStore
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entities of one bucket that are read together.
+
+    Attributes:
+        number: counts the pieces of the bucket from 0.
+        entity_ids: [E] strings, sorted, unique.
+    """
+
+    bucket: int
+    number: int
+    entity_ids: pl.Series
+
+    @property
+    def name(self) -> str:
+        """Sorts as pieces do, such as `03-0001`."""
+        return f"{self.bucket:02d}-{self.number:04d}"
+
+
+@dataclass(frozen=True)
+class BucketReader:
+    """The event tables of a store at its version, opened once."""
+
+    store: EventStore
+
+    @cached_property
+    def files(self) -> dict[str, dict[int, tuple[list[str], int]]]:
+        """Source -> bucket -> its files and their rows."""
+        out = {}
+        for name in self.store.schema.source_names:
+            listed = self.store.files(name).group_by("bucket").agg("file", pl.col("rows").sum())
+            out[name] = {bucket: (files, rows) for bucket, files, rows in listed.iter_rows()}
+        return out
+
+    def pieces(
+        self, bucket: int, entity_ids: pl.Series, samples: np.ndarray, limit: int
+    ) -> list[Piece]:
+        """Cut entities of a bucket into pieces.
+
+        Args:
+            entity_ids: [E] strings of this bucket, sorted, unique.
+            samples: [E] int64 rows asked for of each.
+            limit: events (and samples) of a piece; an entity with more is a piece by itself.
+        """
+        held = sum(tables[bucket][1] for tables in self.files.values() if bucket in tables)
+        if held <= limit and samples.sum() <= limit:
+            return [Piece(bucket, 0, entity_ids)]
+        load = np.maximum(self.count(bucket, entity_ids), samples)
+        before = np.cumsum(load) - load
+        first = np.flatnonzero(np.diff(before // limit, prepend=-1))
+        ends = [*first[1:].tolist(), len(entity_ids)]
+        return [
+            Piece(bucket, k, entity_ids[a:b])
+            for k, (a, b) in enumerate(zip(first.tolist(), ends, strict=True))
+        ]
+
+    def count(self, bucket: int, entity_ids: pl.Series) -> np.ndarray:
+        """[E] int64 events of entities of a bucket, over all sources."""
+        out = np.zeros(len(entity_ids), dtype=np.int64)
+        for name in self.files:
+            rows = self._scan(name, Piece(bucket, 0, entity_ids), ["entity_id"])
+            if rows is not None:
+                found = rows.group_by("entity_id").len().collect(engine="streaming")
+                out[entity_index(entity_ids, found["entity_id"])] += found["len"].to_numpy()
+        return out
+
+    def frame(self, name: str, piece: Piece, fields: Collection[str] | None = None) -> pl.DataFrame:
+        """A source's events of a piece, as `history.build_timeline` takes them.
+
+        Args:
+            fields: only these declared fields; None reads all.
+        """
+        declared = self.store.schema.sources[name].fields
+        columns = ["entity_id", "event_time", "known_at"]
+        for field, spec in declared.items():
+            if fields is None or field in fields:
+                columns += [field, *([field + SHARED_SUFFIX] if spec.kind == "identifier" else [])]
+        rows = self._scan(name, piece, columns)
+        if rows is None:
+            return empty_source(self.store.schema, name)
+        frame = rows.with_columns(
+            pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)
+        ).collect()
+        if lakehouse.ROW in frame.columns:
+            frame = lakehouse.in_order(frame, "known_at", "event_time")
+        return frame
+
+    def _scan(self, name: str, piece: Piece, columns: list[str]) -> pl.LazyFrame | None:
+        """Rows of a piece in file order; with the number of the row where files must be merged."""
+        if piece.bucket not in self.files[name]:
+            return None
+        files, _ = self.files[name][piece.bucket]
+        if len(files) > 1 and len(columns) > 1:
+            columns = [*columns, lakehouse.ROW]
+        ids = piece.entity_ids
+        return (
+            pl.scan_parquet(files, hive_partitioning=False, glob=False)
+            .filter(
+                pl.col("entity_id").is_between(pl.lit(ids[0]), pl.lit(ids[-1])),
+                pl.col("entity_id").is_in(ids.implode()),
+            )
+            .select(columns)
+        )
