@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import pytest
 from finetune.metrics import ks
 from finetune.table import Column, FeatureTable
 from foundation.errors import UserError
-from scripts import prepared as prepared_module
 from scripts.bench.fewlabels import command, evaluation, opponents, sets, tasks
 from scripts.bench.fewlabels.cells import ALL, Cell, code_digest, load_cell, save_cell
 from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
 from scripts.bench.fewlabels.outputs import markdown
 from scripts.bench.fewlabels.tasks import RunSettings, Task, cell_key, plan, run_tasks
+from tests.scripts.prepared_set import labelled, use_root, write_prepared
 
 SCHEMA = """\
 name: tiny
@@ -43,16 +42,12 @@ START, POOL_END, TEST_END = (dt.datetime(2020, m, 1) for m in (1, 7, 9))
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder with the set `tiny`: late payers go on paying late; pool before test."""
     root = tmp_path_factory.mktemp("bench")
-    (root / "configs" / "schemas").mkdir(parents=True)
-    (root / "configs" / "schemas" / "tiny.yaml").write_text(SCHEMA)
-    folder = root / "prepared" / "tiny"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     ids = [f"e{i:03d}" for i in range(POOL + TEST)]
     risk = rng.normal(size=len(ids))
     months = 8
     late = rng.normal(size=(len(ids), months)) < (risk - 1.0)[:, None]
-    frame = pl.DataFrame(
+    bills = pl.DataFrame(
         {
             "entity_id": np.repeat(ids, months),
             "event_time": [START + dt.timedelta(days=31 * m) for _ in ids for m in range(months)],
@@ -60,30 +55,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "status": np.where(late.ravel(), "late", "paid"),
         }
     )
-    frame.write_parquet(folder / "bill.parquet")
-    pl.DataFrame({"entity_id": ids, "age": rng.integers(20, 60, len(ids))}).write_parquet(
-        folder / "profile.parquet"
-    )
+    ages = pl.DataFrame({"entity_id": ids, "age": rng.integers(20, 60, len(ids))})
     labels = (risk + 0.5 * rng.normal(size=len(ids)) > 0.6).astype(int)
-    rows = pl.DataFrame(
-        {"entity_id": ids, "as_of": [POOL_END] * POOL + [TEST_END] * TEST, "label": labels}
-    )
-    rows[:POOL].write_parquet(folder / "pool.parquet")
-    rows[POOL:].write_parquet(folder / "test.parquet")
-    meta = {
-        "title": "Tiny",
-        "label": "1 = bad",
-        "sources": {"bill": {"file": "bill.parquet"}},
-        "profile": {"file": "profile.parquet"},
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    rows = labelled(ids, labels, POOL, POOL_END, TEST_END)
+    write_prepared(root, "tiny", SCHEMA, {"bill": bills}, ages, *rows)
     return root
 
 
 @pytest.fixture
 def settings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSettings:
-    monkeypatch.setattr(prepared_module, "ROOT", data)
-    monkeypatch.setattr(sets, "ROOT", data)
+    use_root(monkeypatch, data)
     return RunSettings(
         data=data / "prepared",
         work=tmp_path / "work",

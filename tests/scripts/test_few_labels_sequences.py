@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 from finetune.metrics import auc
 from finetune.table import Column, FeatureTable
 from foundation.errors import UserError
-from scripts import prepared as prepared_module
 from scripts.bench.fewlabels import (
     command,
     opponents,
@@ -28,6 +26,7 @@ from scripts.bench.fewlabels.evaluation import SetResults
 from scripts.bench.fewlabels.sequence_data import write_sequences
 from scripts.bench.fewlabels.sequence_models import SequenceError, boosted, probe
 from scripts.bench.fewlabels.tasks import SEQUENCE, RunSettings, plan, run_tasks
+from tests.scripts.prepared_set import labelled, use_root, write_prepared
 
 SCHEMA = """\
 name: small
@@ -81,52 +80,37 @@ BROKEN = "import sys; print('noise', file=sys.stderr); raise ImportError('no mod
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The set `small`: those with high bills are bad; the last entity has no events."""
     root = tmp_path_factory.mktemp("sequences")
-    (root / "configs" / "schemas").mkdir(parents=True)
-    (root / "configs" / "schemas" / "small.yaml").write_text(SCHEMA)
-    folder = root / "prepared" / "small"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     ids = [f"e{i:03d}" for i in range(POOL + TEST)]
     risk = rng.normal(size=len(ids))
     busy = ids[:-1]
     times = [START + dt.timedelta(days=31 * m) for _ in busy for m in range(MONTHS)]
-    pl.DataFrame(
+    bills = pl.DataFrame(
         {
             "entity_id": np.repeat(busy, MONTHS),
             "event_time": times,
             "amount": np.exp(4 + np.repeat(risk[:-1], MONTHS) + rng.normal(size=len(times))),
             "due": [t + dt.timedelta(days=3) for t in times],
         }
-    ).write_parquet(folder / "bill.parquet")
-    pl.DataFrame(
+    )
+    visits = pl.DataFrame(
         {
             "entity_id": busy,
             "event_time": [START + dt.timedelta(days=40)] * len(busy),
             "channel": ["web", "shop", "web"] * (len(busy) // 3) + ["web"] * (len(busy) % 3),
         }
-    ).write_parquet(folder / "visit.parquet")
-    ages = {"age": rng.integers(20, 60, len(ids)), "town": ["a"] * len(ids)}
-    pl.DataFrame({"entity_id": ids, **ages}).write_parquet(folder / "profile.parquet")
-    labels = (risk + 0.5 * rng.normal(size=len(ids)) > 0.4).astype(int)
-    rows = pl.DataFrame(
-        {"entity_id": ids, "as_of": [POOL_END] * POOL + [TEST_END] * TEST, "label": labels}
     )
-    rows[:POOL].write_parquet(folder / "pool.parquet")
-    rows[POOL:].write_parquet(folder / "test.parquet")
-    meta = {
-        "title": "Small",
-        "label": "1 = bad",
-        "sources": {n: {"file": f"{n}.parquet"} for n in ("bill", "visit")},
-        "profile": {"file": "profile.parquet"},
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    ages = {"age": rng.integers(20, 60, len(ids)), "town": ["a"] * len(ids)}
+    profile = pl.DataFrame({"entity_id": ids, **ages})
+    labels = (risk + 0.5 * rng.normal(size=len(ids)) > 0.4).astype(int)
+    rows = labelled(ids, labels, POOL, POOL_END, TEST_END)
+    write_prepared(root, "small", SCHEMA, {"bill": bills, "visit": visits}, profile, *rows)
     return root
 
 
 @pytest.fixture
 def settings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSettings:
-    monkeypatch.setattr(prepared_module, "ROOT", data)
-    monkeypatch.setattr(sets, "ROOT", data)
+    use_root(monkeypatch, data)
     monkeypatch.setattr(tasks, "SLOW_N", 100)
     monkeypatch.setattr(opponents, "MAX_TREES", 40)
     script = tmp_path / "fake.py"

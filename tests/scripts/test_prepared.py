@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import polars as pl
 import pytest
 
 from foundation.errors import DataError, SampleError
-from scripts import prepared as module
 from scripts.prepared import commands, draw_labels, prepare_set
+from tests.scripts.prepared_set import use_root, write_prepared
 
 SCHEMA = """\
 name: tiny
@@ -29,23 +28,14 @@ profile:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one schema and a prepared set of 60 entities."""
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    (tmp_path / "configs" / "schemas").mkdir(parents=True)
-    (tmp_path / "configs" / "schemas" / "tiny.yaml").write_text(SCHEMA)
-    folder = tmp_path / "prepared" / "tiny"
-    folder.mkdir(parents=True)
+    use_root(monkeypatch, tmp_path)
     ids = [f"e{i:02d}" for i in range(60)]
     times = [dt.datetime(2020, 1, 1) + dt.timedelta(days=i) for i in range(60)]
-    pl.DataFrame({"entity_id": ids, "event_time": times, "amount": 1.0}).write_parquet(
-        folder / "bill.parquet"
-    )
-    pl.DataFrame({"entity_id": ids, "age": 30}).write_parquet(folder / "profile.parquet")
+    bills = pl.DataFrame({"entity_id": ids, "event_time": times, "amount": 1.0})
+    ages = pl.DataFrame({"entity_id": ids, "age": 30})
     labels = [int(i % 3 == 0) for i in range(60)]
     rows = pl.DataFrame({"entity_id": ids, "as_of": times, "label": labels})
-    rows[:40].write_parquet(folder / "pool.parquet")
-    rows[40:].write_parquet(folder / "test.parquet")
-    meta = {"sources": {"bill": {"file": "bill.parquet"}}, "profile": {"file": "profile.parquet"}}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_prepared(tmp_path, "tiny", SCHEMA, {"bill": bills}, ages, rows[:40], rows[40:])
     return tmp_path
 
 

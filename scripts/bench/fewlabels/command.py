@@ -10,7 +10,7 @@ from pathlib import Path
 
 from foundation.errors import UserError, listing, nearest
 from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
-from scripts.bench.fewlabels.sets import ROOT, RULES, SETS, SIZES
+from scripts.bench.fewlabels.sets import ROOT, RULES, SETS, SIZES, SYNTHETIC
 from scripts.bench.fewlabels.tasks import (
     SEQUENCE,
     RunSettings,
@@ -22,6 +22,7 @@ from scripts.bench.fewlabels.tasks import (
 )
 
 PARTS = ("opponents", "ours", "sequence", "table")
+DATA = ROOT.parent / "shared" / "data"
 QUICK_SIZES, QUICK_DRAWS, DRAWS = (100, 300), 10, 20
 
 
@@ -41,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
     """Every option there is."""
     out = argparse.ArgumentParser(description="Few labels against tuned opponents.")
     out.add_argument("--quick", action="store_true", help="n 100 and 300, 10 draws, 1 repeat")
-    out.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    out.add_argument(
+        "--sets",
+        default="",
+        help=f"of {', '.join((*SETS, *SYNTHETIC))}; default: those prepared, no synthetic one",
+    )
     out.add_argument("--part", choices=PARTS, help="only this part; all without")
     out.add_argument("--work", type=Path, default=Path("few_labels_work"), help="cache folder")
     out.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks")
@@ -74,10 +79,12 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
     Raises:
         UserError: an unknown set or opponent, or a number that cannot be.
     """
-    sets = tuple(filter(None, given.sets.split(",")))
+    data = (given.data or Path(os.environ.get("RISKFM_DATA", DATA))) / "prepared"
+    sets = tuple(filter(None, given.sets.split(","))) or sets_there(data)
     learners = tuple(filter(None, given.learners.split(",")))
     opponents = [*PLAIN, *FORECAST, *SEQUENCE]
-    for chosen, known, what in ((sets, SETS, "set"), (learners, opponents, "opponent")):
+    named = (sets, (*SETS, *SYNTHETIC), "set"), (learners, opponents, "opponent")
+    for chosen, known, what in named:
         for name in chosen:
             if name not in known:
                 raise UserError(
@@ -96,9 +103,8 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
         raise UserError(f"--sequence-python: no such file: {python}")
     if seconds is not None and not seconds > 0:
         raise UserError(f"--sequence-seconds must be positive, found {seconds:g}")
-    data = given.data or Path(os.environ.get("RISKFM_DATA", ROOT.parent / "shared" / "data"))
     return RunSettings(
-        data=data / "prepared",
+        data=data,
         work=given.work,
         sets=sets,
         sizes=sizes,
@@ -115,6 +121,15 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
         sequence_python=python.absolute() if python else None,
         sequence_seconds=seconds,
     )
+
+
+def sets_there(prepared: Path) -> tuple[str, ...]:
+    """The real sets whose folders are there; every one where none is, so that one is missed."""
+    found = tuple(name for name in SETS if (prepared / name / "meta.json").is_file())
+    if found and found != SETS:
+        missing = [name for name in SETS if name not in found]
+        print(f"left out, as {prepared} has none: {listing(missing)}", flush=True)
+    return found or SETS
 
 
 def run(settings: RunSettings, part: str | None, output: Path, quick: bool) -> None:

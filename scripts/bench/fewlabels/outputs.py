@@ -119,6 +119,8 @@ def _head(settings: RunSettings, results: dict[str, SetResults], stem: str) -> s
         "paired. `all`: the whole pool.",
         f"Every cell: `{stem}.parquet`.",
     ]
+    if made_up := [name for name, r in results.items() if r.bench.synthetic]:
+        lines.insert(3, f"Synthetic, of a simulator, and in no mean: {', '.join(made_up)}.")
     return "\n\n".join(lines)
 
 
@@ -155,8 +157,9 @@ def _gains(results: dict[str, SetResults], bootstraps: dict[str, Bootstrap], lea
                         "" if closed is None else f"{closed:.0%}",
                     ]
                 )
-        with_events = [g for name, g in found.items() if results[name].bench.schema.sources]
-        for what, gains in (("mean", [*found.values()]), ("mean, sets with events", with_events)):
+        real = {name: g for name, g in found.items() if not results[name].bench.synthetic}
+        with_events = [g for name, g in real.items() if results[name].bench.schema.sources]
+        for what, gains in (("mean", [*real.values()]), ("mean, sets with events", with_events)):
             if len(gains) > 1:
                 value, low, high = mean_gain(gains)
                 share, share_low, share_high = mean_gain(gains, relative=True)

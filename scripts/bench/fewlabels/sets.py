@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from foundation.errors import DataError, SampleError
 from foundation.schema import Schema, load_schema
 from foundation.selection import chosen_entities
 from foundation.store import EventStore, import_events
-from scripts.prepared import draw_labels, prepare_set, tables
+from scripts.prepared import MIN_BADS, draw_labels, prepare_set, tables
 
 ROOT = Path(__file__).resolve().parents[3]
 SETS = ("uci", "loans", "cards", "bpic", "journey", "german")
+# Of pragmatiq's simulator: measured when they are named, and in no mean.
+SYNTHETIC = ("synthetic_default", "synthetic_churn")
 SIZES = (100, 200, 300, 500, 1000)
 # A split drawn anew for every draw varies by itself, so more of its pool may be drawn.
 SHARE, SHARE_OF_REPEATS = 1 / 3, 2 / 3
@@ -101,6 +104,11 @@ class BenchSet:
         """The earliest as_of of any evaluated sample."""
         rows = np.unique(np.concatenate([s.test for s in self.splits]))
         return int(self.as_of_us[rows].min())
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a simulator made it."""
+        return bool(self.meta.get("synthetic", False))
 
     @property
     def time_split(self) -> bool:
@@ -202,14 +210,20 @@ def open_set(name: str, data: Path, work: Path) -> BenchSet:
     """
     source = data / name
     if not (source / "meta.json").is_file():
-        raise DataError(f"{source}: no such prepared set; set RISKFM_DATA to the data folder")
+        where = (
+            "scripts/synthetic.py writes it from pragmatiq's simulator"
+            if name in SYNTHETIC
+            else "set RISKFM_DATA to the data folder"
+        )
+        raise DataError(f"{source}: no such prepared set; {where}")
     digest = _digest(source, ROOT / "configs" / "schemas" / f"{name}.yaml")
     folder = work / "sets" / f"{name}-{digest[:8]}"
     files = folder / "files"
     if not files.is_dir():
         making = files.with_name("files.part")
         shutil.rmtree(making, ignore_errors=True)
-        prepare_set(data, name, making, n=300, stratified=True)
+        labels = pl.read_parquet(source / "pool.parquet")["label"]
+        prepare_set(data, name, making, n=_enough_labels(labels), stratified=True)
         os.replace(making, files)
     schema = load_schema(files / "schema.yaml")
     meta = json.loads((source / "meta.json").read_text(encoding="utf-8"))
@@ -223,6 +237,12 @@ def open_set(name: str, data: Path, work: Path) -> BenchSet:
     return BenchSet(
         name, folder, schema, meta, samples, splits, digest, _tracks_differ(made, files)
     )
+
+
+def _enough_labels(labels: pl.Series, least: int = 300) -> int:
+    """300, or as many as hold ten bads where bads are rare; all of a pool that has fewer."""
+    share = labels.sum() / len(labels)
+    return min(len(labels), max(least, math.ceil((MIN_BADS + 0.5) / max(share, 1e-9))))
 
 
 def _tracks_differ(bench: BenchSet, files: Path) -> bool:
