@@ -52,6 +52,7 @@ class PackageParts:
         calibration, points, bands: see `finetune.calibration` and `Package.band`.
         lineage: store version, fingerprints, seeds, code version.
         score_quantiles: 101 quantiles of the development sample's scores, for PSI.
+        created_at: moment written into the manifest; None is now.
         labels: about the labels, beside rows and as_of; see `finetune.channels.label_record`.
     """
 
@@ -80,6 +81,7 @@ class PackageParts:
     lineage: dict[str, Any] = field(default_factory=dict)
     score_quantiles: list[float] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
+    created_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _write_files(
         "channel": parts.channel,
         "recipe": parts.recipe,
         "why": parts.why,
-        "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "created_at": (parts.created_at or dt.datetime.now(dt.UTC)).isoformat(timespec="seconds"),
         "label": {
             "rows": len(expected),
             "as_of_first": min(moments),

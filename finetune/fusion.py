@@ -83,9 +83,9 @@ class FusionRecipe:
         signs = self.directions
         if "forecast" not in table.blocks:
             every = table.select(TABULAR | self.reads)
-            taught = (every, y, weight, groups, seed)
-            linear = fit_linear("linear", *taught, balance=True, directions=signs)
-            trees = fit_trees("trees", *taught, SHAPES[:1], self.bags, signs)
+            whole = (every, y, weight, groups, seed)
+            linear = fit_linear("linear", *whole, balance=True, directions=signs)
+            trees = fit_trees("trees", *whole, SHAPES[:1], self.bags, signs)
             detail = {"linear": linear.detail, "trees": trees.detail}
             return WeightedRecipes(self.name, [linear, trees], [0.5, 0.5], detail)
 

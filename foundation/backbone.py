@@ -172,7 +172,7 @@ class RiskBackbone(PreTrainedModel):
             Block(c.width, c.heads, c.hidden, c.dropout) for _ in range(c.layers)
         )
         self.final_norm = RMSNorm(c.width)
-        self.forecast_head = nn.Linear(c.width, len(c.targets))
+        self.forecast_head = _forecast_head(c.width, len(c.targets))
         self._frozen: Tables | None = None
         self._numbers: tuple[list[int], list[int]] = ([], [])
         self.post_init()
@@ -248,7 +248,7 @@ class RiskBackbone(PreTrainedModel):
     def resize_targets(self, targets: Sequence[str]) -> RiskBackbone:
         """Set the forecast targets; those kept by name keep their weights, new ones start fresh."""
         old, names = self.forecast_head, list(targets)
-        head = nn.Linear(self.config.width, len(names)).to(self.device, self.dtype)
+        head = _forecast_head(self.config.width, len(names)).to(self.device, self.dtype)
         with torch.no_grad():
             init.normal_(head.weight, std=0.02)
             init.zeros_(head.bias)
@@ -367,3 +367,12 @@ class RiskBackbone(PreTrainedModel):
             events, days, queries, query_days, query_position, queries_only
         )
         return BackboneOutput(events, queries, self.forecast_head(queries), tables)
+
+
+def _forecast_head(width: int, count: int) -> nn.Linear:
+    """The forecast head, of no rows where there is no target (torch warns about drawing none)."""
+    head = nn.Linear(width, max(count, 1))
+    if not count:
+        head.out_features = 0
+        head.weight, head.bias = (nn.Parameter(p.detach()[:0]) for p in (head.weight, head.bias))
+    return head

@@ -51,16 +51,15 @@ def with_applications(timeline: Timeline, profile: ProfileHistory | None) -> Pro
     schema has no dated profile, or no source records decisions, the profile comes back as it is.
     """
     schema = timeline.schema
-    shared = _dated(schema)
+    recorded = _recorded(schema)
     at = _positions(timeline)
-    if profile is None or not shared or not len(at):
+    if profile is None or not recorded or not len(at):
         return profile
-    rows = _rows(timeline, at, shared).with_columns(
+    rows = _rows(timeline, at, _dated(schema)).with_columns(
         pl.Series("entity_id", timeline.entity_ids[timeline.entity[at]]),
         pl.Series("known_at", timeline.known_us[at] - 1).cast(pl.Datetime("us")),
     )
     known = pl.col("known_at").cast(pl.Int64).fill_null(ALWAYS_KNOWN)
-    recorded = _recorded(schema)
     rows = rows.select("entity_id", "known_at", *recorded)
     others = [name for name in profile.frame.columns if name not in rows.columns]
     every = pl.concat(
@@ -130,9 +129,11 @@ def _rows(timeline: Timeline, at: np.ndarray, asked: dict[str, Field]) -> pl.Dat
         mine = np.flatnonzero(timeline.source[at] == source)
         fields = schema.sources[schema.source_names[source]].fields
         names = [n for n in _shared(asked, fields) if n in timeline.frames[source].columns]
-        parts.append(timeline.frames[source].select(names)[timeline.row[at[mine]]])
+        # A source may share nothing with what is asked here: `_kept` then keeps its rows, as nulls.
+        frame = timeline.frames[source].select(*names, pl.repeat(True, pl.len()).alias("_kept"))
+        parts.append(frame[timeline.row[at[mine]]])
         order.append(mine)
     empty = pl.DataFrame(schema={n: storage_type(f.kind) for n, f in asked.items()})
     rows = pl.concat([empty, *parts], how="diagonal_relaxed")
     back = np.argsort(np.concatenate(order), kind="stable") if order else np.zeros(0, np.int64)
-    return rows[back]
+    return rows.select(asked.keys())[back]

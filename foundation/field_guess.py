@@ -124,7 +124,7 @@ def guess(name: str, column: pl.Series, events: bool) -> tuple[Field | None, str
     Returns:
         The field, or None with the reason for leaving the column out.
     """
-    lower = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    lower = _lower(name)
     values = column.drop_nulls()
     if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
         return None, f"it holds {column.dtype}"
@@ -137,6 +137,16 @@ def guess(name: str, column: pl.Series, events: bool) -> tuple[Field | None, str
         return None, "it differs in every row, which says nothing about behaviour"
     kind = _kind(lower, values, distinct)
     return Field(kind=kind, role=_role(lower, kind), grade=_grade(lower)), ""
+
+
+def guess_role(name: str, kind: Kind) -> str:
+    """The role of a field by its name and kind; `other` where they say nothing."""
+    return _role(_lower(name), kind)
+
+
+def _lower(name: str) -> str:
+    """A column's name in small letters, words joined by `_`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _kind(name: str, values: pl.Series, distinct: int) -> Kind:

@@ -21,19 +21,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from foundation.aggregates import AggregateSpec
 from foundation.backbone import RiskBackbone, RiskBackboneConfig
-from foundation.boosted import Forecasters, fit_forecasters
-from foundation.checkpoint import (
-    AGGREGATES,
-    CARD,
-    SCHEMA,
-    TOKENIZER,
-    save_weights,
-    write_json,
-)
-from foundation.decisions import context_at, decision_cuts, with_applications
-from foundation.errors import ArtifactError, DataError
+from foundation.carried import start_from
+from foundation.checkpoint import CARD, Backbone, load_backbone, save_weights
+from foundation.decisions import context_at, decision_cuts
+from foundation.errors import ArtifactError
+from foundation.groundwork import Groundwork, Material, lay_groundwork, read_material
 from foundation.history import DAY_US, ProfileHistory, Timeline
 from foundation.objectives import Objectives, TrainingBatch, training_batch
 from foundation.pretrain_config import (
@@ -45,8 +38,9 @@ from foundation.pretrain_config import (
 )
 from foundation.residual import boosted_margins, settle
 from foundation.run_record import PARTIAL, card, close_work, open_work, versions
-from foundation.schema import Schema, fingerprint, schema_to_dict
-from foundation.selection import chosen_entities, entity_digest, read_selection
+from foundation.schema import Schema, fingerprint
+from foundation.selection import chosen_entities, read_selection
+from foundation.shipped import start_directory
 from foundation.store import EventStore
 from foundation.targets import SLACK, outcome_targets, target_names
 from foundation.tokenizer import Tokenizer
@@ -95,6 +89,7 @@ def run_pretraining(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    init: str | Path | None = None,
 ) -> PretrainRun:
     """Pretrain as the command line does.
 
@@ -103,6 +98,7 @@ def run_pretraining(
         entities, exclude_entities: tables (CSV, Parquet) with a column `entity_id`, or texts with
             one id per line; at most one of the two.
         progress: called with (steps done, steps in all). say: takes plain lines.
+        init: `shipped` or a backbone directory whose network is the start instead of chance.
 
     Raises:
         UserError: a date that cannot be read, or both entity files.
@@ -119,6 +115,7 @@ def run_pretraining(
         resume,
         progress,
         say,
+        init=None if init is None else start_directory(init),
     )
 
 
@@ -133,6 +130,7 @@ def pretrain(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     callbacks: Sequence[Any] = (),
+    init: Path | None = None,
 ) -> PretrainRun:
     """Pretrain a backbone.
 
@@ -143,9 +141,10 @@ def pretrain(
         progress: called with (steps done, steps in all) as training goes on.
         say: takes plain lines; None is silent.
         callbacks: further Lightning callbacks.
+        init: a backbone directory: its network's weights, all but the forecasts', are the start.
 
     Raises:
-        ConfigError: the configuration cannot work.
+        ConfigError: the configuration cannot work, or asks for other sizes than `init` has.
         DataError: the store holds nothing to learn from.
         ArtifactError: `out_dir` is finished already, or holds another run's state.
     """
@@ -157,65 +156,30 @@ def pretrain(
     torch.set_num_threads(config.threads)
     store = EventStore.open(store_dir)
     chosen = chosen_entities(store, entities, exclude_entities)
-    until_us = _microseconds(until)
-    timeline = store.timeline(entities=chosen, until_us=until_us)
-    profile: ProfileHistory | None = None
-    if store.schema.profile_fields:
-        profile = store.profile_history(entities=chosen, until_us=until_us)
-    if until_us is None:
-        until_us = int(timeline.known_us.max()) + 1 if len(timeline) else 0
-    if not len(timeline) and (profile is None or not len(profile.frame)):
-        raise DataError(f"{store_dir}: no event and no profile row known before {_iso(until_us)}")
-    say(
-        f"{len(timeline):,} events of {len(timeline.entity_ids):,} entities before {_iso(until_us)}"
-    )
+    start = None if init is None else _start(init)
+    material = read_material(store, _microseconds(until), chosen, say)
+    timeline = material.timeline
     facts = {
         "config": msgspec.to_builtins(config),
-        "store_version": store.version,
-        "schema_fingerprint": fingerprint(store.schema),
-        "until": _iso(until_us),
-        "last_known_us": int(timeline.known_us.max()) if len(timeline) else None,
-        "entity_digest": entity_digest(chosen),
+        "init": None if start is None else start.fingerprint,
+        **material.facts(),
     }
     work = out_dir.with_name(out_dir.name + PARTIAL)
     open_work(work, facts, resume)
-    profile = with_applications(timeline, profile)
-    asked = context_at(timeline, *decision_cuts(timeline))
-    tokenizer = Tokenizer.fit(store.schema, timeline, profile, asked)
-    spec = AggregateSpec.fit(
-        store.schema, timeline, profile, asked, until_us=until_us, seed=config.seed
-    )
-    say(f"tokenizer: {tokenizer.size:,} codes; {len(spec.columns):,} aggregate columns")
-    forecasters = _forecasters(config, store.schema, timeline, profile, spec, until_us, say)
+    boost = msgspec.structs.replace(config.boost, threads=config.threads)
+    ground = lay_groundwork(material, boost if config.boosted else None, config.seed, say)
     network = None
     if len(timeline):
-        network = _network(
-            config,
-            timeline,
-            profile,
-            tokenizer,
-            spec,
-            forecasters,
-            until_us,
-            work,
-            resume,
-            say,
-            [Progress(say, progress), *callbacks],
-        )
+        watchers = [Progress(say, progress), *callbacks]
+        network = _network(config, material, ground, start, work, resume, say, watchers)
     else:
         say("no event to learn from: no network, tokenizer and aggregates only")
-    (work / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-    (work / AGGREGATES).write_text(spec.to_json(), encoding="utf-8")
-    write_json(work / SCHEMA, schema_to_dict(tokenizer.schema))
-    if forecasters is not None:
-        forecasters.save(work)
+    ground.write(work)
     run = facts | {
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "aggregates_fingerprint": spec.fingerprint,
+        **ground.facts(),
         "events": len(timeline),
         "entities": len(timeline.entity_ids),
         "network": network,
-        "forecasters": list(forecasters.names) if forecasters else [],
         **versions(),
         "seconds": round(time.monotonic() - begun, 1),
     }
@@ -290,27 +254,36 @@ def prepare(
     return Prepared(lambda step: batch(training, step), validation, steps, unseen)
 
 
+def _start(path: Path) -> Backbone:
+    """The backbone whose network training starts from."""
+    found = load_backbone(path)
+    if found.model is None:
+        raise ArtifactError(f"{path}: a backbone without network cannot be started from")
+    return found
+
+
 def _network(
     config: PretrainConfig,
-    timeline: Timeline,
-    profile: ProfileHistory | None,
-    tokenizer: Tokenizer,
-    spec: AggregateSpec,
-    forecasters: Forecasters | None,
-    until_us: int,
+    material: Material,
+    ground: Groundwork,
+    start: Backbone | None,
     work: Path,
     resume: bool,
     say: Callable[[str], None],
     callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Train and save the network; returns what run.json says about it."""
+    timeline, profile, forecasters = material.timeline, material.profile, ground.forecasters
     targets = target_names(timeline.schema.parsed_outcomes())
 
     def margins(entity: np.ndarray, cut_us: np.ndarray) -> np.ndarray:
-        return boosted_margins(forecasters, spec, timeline, profile, entity, cut_us, targets)
+        return boosted_margins(forecasters, ground.spec, timeline, profile, entity, cut_us, targets)
 
-    data = prepare(config, timeline, profile, tokenizer, until_us, margins)
-    model = build_model(config, timeline.schema, tokenizer, data.unseen)
+    data = prepare(config, timeline, profile, ground.tokenizer, material.until_us, margins)
+    model = build_model(config, timeline.schema, ground.tokenizer, data.unseen)
+    if start is not None and start.model is not None:
+        start_from(model, start.model)
+        say(f"start: the network of backbone {start.fingerprint}")
     steps = data.steps
     model.config.based = list(forecasters.names) if forecasters else []
     module = PretrainingModule(
@@ -394,26 +367,6 @@ def held_out(entity_ids: pl.Series, share: float) -> np.ndarray:
     return lots < share * 2**32
 
 
-def _forecasters(
-    config: PretrainConfig,
-    schema: Schema,
-    timeline: Timeline,
-    profile: ProfileHistory | None,
-    spec: AggregateSpec,
-    until_us: int,
-    say: Callable[[str], None],
-) -> Forecasters | None:
-    if not config.boosted or not schema.outcomes or not len(timeline):
-        return None
-    settings = msgspec.structs.replace(config.boost, threads=config.threads)
-    found = fit_forecasters(schema, timeline, profile, spec, until_us, config.seed, settings)
-    for one in found.cards:
-        say(f"forecaster {one.name}: AUC {one.auc:.3f} on {one.rows:,} earlier cuts, cross-fitted")
-    for one in found.skipped:
-        say(f"forecaster {one.name} skipped: {one.reason}")
-    return found
-
-
 def _microseconds(moment: dt.datetime | dt.date | None) -> int | None:
     """A UTC moment as microseconds; a date is its midnight, naive times are UTC."""
     if moment is None:
@@ -428,7 +381,3 @@ def _microseconds(moment: dt.datetime | dt.date | None) -> int | None:
 
 def _moment(moment_us: int) -> dt.datetime:
     return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=moment_us)
-
-
-def _iso(moment_us: int) -> str:
-    return _moment(moment_us).isoformat()

@@ -95,8 +95,8 @@ def settle(
         seen = truth[:, t].isfinite()
         if not bool(seen.any()):
             continue
-        rows = (base[seen, t], own[seen, t], truth[seen, t])
-        share = _earned_share(*(row.numpy() for row in rows), window[seen.numpy()])
+        rows = [part[seen, t].numpy() for part in (base, own, truth)]
+        share = _earned_share(rows[0], rows[1], rows[2], window[seen.numpy()])
         shares[name] = share
         head.weight[t] *= share
         head.bias[t] *= share

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def card(run: dict[str, Any], schema: Schema) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def code_digest() -> str:
-    """Digest of the source of this package: 16 hex digits."""
+    """Digest of the source of this package as it was first asked for: 16 hex digits."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.name.encode() + b"\0" + path.read_bytes())

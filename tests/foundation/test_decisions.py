@@ -162,3 +162,23 @@ def test_cuts_stand_at_decisions_where_there_are_any() -> None:
     assert int(moments(1)[0]) not in at[0]
     plain = draw_cuts(tl, until, 6, 0, DAY)
     assert (cut_us[entity == 2] == plain[1][plain[0] == 2]).all()
+
+
+def test_a_source_that_shares_nothing_with_the_dated_profile_adds_nothing() -> None:
+    """The loans share fields with the context alone; the profile has its own."""
+    parts = {
+        "name": "lender",
+        "sources": {"loan": {"path": "l.csv", "fields": FIELDS}},
+        "profile": {"path": "p.csv", "valid_time": "at", "fields": {"age": {"kind": "number"}}},
+        "context": ASKED,
+    }
+    asked = schema_from_dict(parts, "test")
+    tl = timeline(asked)
+    given = pl.DataFrame({"entity_id": ["a"], "known_at": [day(4)], "age": [40.0]})
+    before = build_profile(given)
+    after = with_applications(tl, before)
+    assert after is not None
+    assert after.frame.equals(before.frame)
+    rows = context_at(tl, *decision_cuts(tl))
+    assert rows is not None
+    assert rows["amount"].to_list() == [100.0, 300.0, 500.0]

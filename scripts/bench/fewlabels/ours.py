@@ -58,11 +58,13 @@ from foundation import (
     batching,
     boosted,
     calendar_features,
+    carried,
     columns,
     decisions,
     encoded,
     event_encoder,
     fit_columns,
+    groundwork,
     history,
     layouts,
     objectives,
@@ -71,6 +73,7 @@ from foundation import (
     passes,
     pretrain_config,
     pretraining,
+    range_statistics,
     residual,
     segments,
     shards,
@@ -101,10 +104,10 @@ _FAST = (
     query, recipes, ridge, scorecard, tables, transfer, venn_abers,
 )  # fmt: skip
 _PRETRAINING = (
-    aggregates, attention, backbone, batching, boosted, calendar_features, columns, decisions,
-    encoded, event_encoder, fit_columns, history, layouts, objectives, outcomes, panels, passes,
-    pretrain_config, pretraining, residual, segments, shards, slots, statistics, targets,
-    tokenizer, training, vocabulary, windows,
+    aggregates, attention, backbone, batching, boosted, calendar_features, carried, columns,
+    decisions, encoded, event_encoder, fit_columns, groundwork, history, layouts, objectives,
+    outcomes, panels, passes, pretrain_config, pretraining, range_statistics, residual, segments,
+    shards, slots, statistics, targets, tokenizer, training, vocabulary, windows,
 )  # fmt: skip
 SLOW = ("prompt", "lora")
 
