@@ -14,8 +14,13 @@ SIGNS = {"+": 1, "-": -1}
 
 
 def ladder_options(function: Any) -> Any:
-    """Other channels to start from, directions of columns, seeds to average over."""
+    """Other channels to start from, directions of columns, seeds to average over, groups."""
     for option in (
+        click.option(
+            "--groups",
+            metavar="FIELD[,FIELD]",
+            help="Profile or context fields by which the report looks at fairness.",
+        ),
         click.option(
             "--seeds", type=int, help="Average gbdt, fusion, prompt and lora over so many seeds."
         ),

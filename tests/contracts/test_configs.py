@@ -25,10 +25,29 @@ def loader(path: Path) -> Callable[[Path], Any]:
         from foundation.pretraining import load_pretrain_config
 
         return load_pretrain_config
+    if folder == "simulation":
+        from foundation.simulation_scenario import load_scenario
+
+        return load_scenario
     if folder == "serving":
         from serving.settings import load_settings
 
         return lambda file: load_settings(str(file), {})
+    if folder == "backtest":
+        from finetune.costs import load_costs
+
+        return load_costs
+    if path.parts[1:] == ("delivery", "daily.yaml"):
+        from serving.daily_settings import load_daily_settings
+
+        return load_daily_settings
+    if folder == "delivery":
+        from serving.daily_settings import load_daily_settings
+        from serving.gates import load_delivery_settings
+
+        if path.name == "daily.yaml":
+            return load_daily_settings
+        return load_delivery_settings
     raise AssertionError(f"{path}: no loader is known for configs/{folder}/")
 
 

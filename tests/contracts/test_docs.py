@@ -73,10 +73,17 @@ def find(words: list[str]) -> tuple[str, click.Command]:
 
 def options(command: click.Command) -> set[str]:
     """Every spelling of a command's options."""
-    return {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    return {
+        o
+        for p in command.params
+        if isinstance(p, click.Option)
+        for o in (*p.opts, *p.secondary_opts)
+    }
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/commands.md", "docs/data.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/commands.md", "docs/data.md", "docs/delivery.md"]
+)
 def test_shell_blocks_run_what_exists(document: str) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for words in shell_lines((ROOT / document).read_text(encoding="utf-8")):

@@ -46,6 +46,8 @@ HEAVY = {
     "pandas",
     "pyarrow",
     "scipy",
+    "dbos",
+    "sqlalchemy",
 }
 UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -1,0 +1,275 @@
+"""T+1: from a sample file to a challenger, as a durable workflow that survives whatever dies.
+
+A sample file is handed in once (`hand_in`) and becomes a job; a worker (`run_jobs`) takes jobs one
+after the other through the steps of `serving.delivery_steps`. The workflow engine (dbos) writes
+down which steps are done, in SQLite or PostgreSQL; it talks to nobody else. What it keeps is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
+
+from foundation.errors import RiskfmError, UserError
+from foundation.strict import plain
+from serving.delivery_steps import STEPS, Context, JobReporter, Refused, Stopped, perform
+from serving.durable import fault_point, place_copy
+from serving.gates import DeliverySettings, load_delivery_settings
+from serving.jobs import CANCELLED, DONE, FAILED, FINAL, REFUSED, Job, JobBook
+from serving.progress import Reporter
+from serving.registry import Registry, person
+from serving.registry_tables import Database
+from serving.workspace import Workspace
+
+# Raised when the order or the meaning of the steps changes: a worker of another version does not
+# continue what an older one began, it makes it again from the finished outputs.
+VERSION = "delivery-1"
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A workspace with its registry and its jobs."""
+
+    workspace: Workspace
+    registry: Registry
+    book: JobBook
+
+    @staticmethod
+    def open(root: str | Path, create: bool = False) -> Delivery:
+        """Open a workspace.
+
+        Raises:
+            UserError: there is none; ConfigError: its databases cannot be opened.
+        """
+        workspace = Workspace.open(root, create)
+        database = Database(workspace.registry_url)
+        return Delivery(workspace, Registry(database, workspace.root), JobBook(database))
+
+
+def add_channel(
+    delivery: Delivery,
+    tenant: str,
+    channel: str,
+    store: Path,
+    backbone: Path,
+    settings: Path | None,
+    by: str,
+) -> bool:
+    """Say where a channel's events and backbone are and how it is delivered.
+
+    Returns:
+        whether anything changed.
+    Raises:
+        DataError: no store; ArtifactError: no backbone, or one of another schema; ConfigError.
+    """
+    from finetune.file_scoring import check_same_schema
+    from foundation.checkpoint import load_backbone
+    from foundation.store import EventStore
+
+    opened = EventStore.open(store)
+    check_same_schema(opened, load_backbone(backbone, network=False).schema, f"backbone {backbone}")
+    chosen = load_delivery_settings(settings) if settings else DeliverySettings()
+    config = {
+        "store": os.path.abspath(store),
+        "backbone": os.path.abspath(backbone),
+        "settings": plain(chosen),
+    }
+    return delivery.registry.set_channel(tenant, channel, config, by)
+
+
+def hand_in(
+    delivery: Delivery,
+    tenant: str,
+    channel: str,
+    samples: Path,
+    test: Path | None,
+    by: str,
+    created_at: str | None = None,
+) -> tuple[Job, bool]:
+    """Copy the sample files into the workspace and queue their delivery, once.
+
+    Args:
+        created_at: when, ISO 8601 UTC; None is now. Written into every artefact.
+    Returns:
+        the job, and whether it is new: the same files on the same store, backbone and settings
+        are the same job, whoever hands them in.
+    """
+    from foundation.checkpoint import load_backbone
+    from foundation.store import EventStore
+
+    by = person(by)
+    config = delivery.registry.channel(tenant, channel)
+    files: dict[str, Any] = {"samples": samples, "test": test}
+    for kind, path in files.items():
+        if path is None:
+            continue
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; --{kind} names a CSV or Parquet file")
+        digest, copy = place_copy(path, delivery.workspace.samples)
+        file = str(copy.relative_to(delivery.workspace.root))
+        files[kind] = {"file": file, "digest": digest}
+    request = {
+        **files,
+        **config,
+        "store_version": EventStore.open(config["store"]).version,
+        "backbone_fingerprint": load_backbone(config["backbone"], network=False).fingerprint,
+    }
+    job, new = delivery.book.add(tenant, channel, request, by, created_at)
+    delivery.registry.add_maker(job.id, by)
+    return job, new
+
+
+class _Engine:
+    """What the workflow works on: one worker for each process."""
+
+    delivery: Delivery | None = None
+    reporter = Reporter(quiet=True)
+
+
+@DBOS.workflow(name="delivery")
+def deliver(job_id: str, attempt: int) -> dict[str, Any]:
+    """Every step in order; each is written down once it is done, and not done again."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in STEPS:
+        outcome = DBOS.run_step({"name": step}, _attempt, job_id, attempt, step, found)
+        fault_point(f"{step}.after")
+        if "facts" not in outcome:
+            return dict(outcome)
+        found[step] = outcome["facts"]
+    return {"state": DONE, "error": "", "exit_code": 0}
+
+
+def _attempt(
+    job_id: str, attempt: int, step: str, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A step's facts, or the state in which the job ends here."""
+    delivery, shown = _Engine.delivery, _Engine.reporter
+    if delivery is None:
+        raise RuntimeError("no worker is running in this process")
+    if not delivery.book.begin(job_id, attempt, step):
+        return {"state": CANCELLED, "error": "", "exit_code": 2}
+    fault_point(f"{step}.begin")
+    job = delivery.book.get(job_id)
+    reporter = JobReporter(delivery.book, job_id, shown)
+    context = Context(delivery.workspace, delivery.registry, delivery.book, job, reporter)
+    began = time.monotonic()
+    try:
+        facts = perform(context, step, found)
+    except Stopped:
+        return {"state": CANCELLED, "error": "", "exit_code": 2}
+    except Refused as exc:
+        return {"state": REFUSED, "error": str(exc), "exit_code": 2}
+    except RiskfmError as exc:
+        return {"state": FAILED, "error": f"{step}: {exc}", "exit_code": exc.exit_code}
+    except OSError as exc:
+        remedy = f"riskfm jobs retry {job_id} continues"
+        if exc.errno == errno.ENOSPC:
+            remedy = f"make room on the disk of {delivery.workspace.root}, then {remedy}"
+        return {"state": FAILED, "error": f"{step}: {exc}; {remedy}", "exit_code": 1}
+    except Exception as exc:
+        error = f"{step}: internal error: {type(exc).__name__}: {exc}"
+        return {"state": FAILED, "error": error, "exit_code": 1}
+    delivery.book.say(job_id, f"step {step}: {time.monotonic() - began:.1f} s")
+    fault_point(f"{step}.end")
+    return {"facts": facts}
+
+
+@contextlib.contextmanager
+def _launched(delivery: Delivery, reporter: Reporter) -> Iterator[None]:
+    """The workflow engine, on the workspace's own database and silent to everybody else."""
+    DBOS(
+        config={
+            "name": "riskfm",
+            "system_database_url": delivery.workspace.jobs_url,
+            "serializer": DBOSPortableJSONSerializer(),
+            "application_version": VERSION,
+            # One worker for each workspace: a new one continues what the last one left.
+            "executor_id": "worker",
+            "log_level": "CRITICAL",
+        }
+    )
+    _Engine.delivery, _Engine.reporter = delivery, reporter
+    try:
+        DBOS.launch()
+        yield
+    finally:
+        DBOS.destroy()
+        _Engine.delivery = None
+
+
+def run_jobs(
+    delivery: Delivery,
+    reporter: Reporter,
+    until: str | None = None,
+    forever: bool = False,
+    between: Callable[[Delivery], object] | None = None,
+) -> list[Job]:
+    """Work on interrupted and queued jobs, one after the other.
+
+    Args:
+        until: stop once this job has ended; None works until there is none left.
+        forever: wait for new ones.
+        between: called before each job and while waiting, such as a `serving.daily.Schedule`.
+    Returns:
+        the jobs that ended, in that order.
+    Raises:
+        UserError: another worker runs in this workspace.
+    """
+    ended: list[Job] = []
+    with delivery.workspace.working() as alone:
+        if not alone:
+            raise UserError(
+                f"a worker is already running in {delivery.workspace.root}; it takes the jobs"
+            )
+        if not forever and delivery.book.next() is None:
+            return ended
+        with _launched(delivery, reporter):
+            while until is None or delivery.book.get(until).state not in FINAL:
+                if between is not None:
+                    between(delivery)
+                job = delivery.book.next()
+                if job is not None:
+                    reporter.say(f"job {job.id}: {job.tenant}/{job.channel}")
+                    ended.append(_run(delivery, job))
+                elif forever:
+                    time.sleep(POLL_SECONDS * 5)
+                else:
+                    break
+    return ended
+
+
+def _run(delivery: Delivery, job: Job) -> Job:
+    """One job to its end. Handles of a job already begun wait for its continuation."""
+    with SetWorkflowID(f"{job.id}-{job.attempt}"):
+        handle = DBOS.start_workflow(deliver, job.id, job.attempt)
+    try:
+        end = handle.get_result(polling_interval_sec=POLL_SECONDS)
+    except Exception as exc:
+        error = f"the workflow engine gave up: {exc}; riskfm jobs retry {job.id} continues"
+        end = {"state": FAILED, "error": error, "exit_code": 1}
+    delivery.book.end(job.id, job.attempt, end["state"], end["error"], end["exit_code"])
+    return delivery.book.get(job.id)
+
+
+def watch(delivery: Delivery, job_id: str, reporter: Reporter) -> Job | None:
+    """Follow a job that another process works on; None where that process is gone."""
+    told = ""
+    while True:
+        job = delivery.book.get(job_id)
+        if job.state in FINAL:
+            return job
+        if job.step != told:
+            told = job.step
+            reporter.say(f"job {job.id}: step {told}")
+        if not delivery.workspace.has_worker():
+            return None
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,164 @@
+"""Tables of the registry, in SQLite or PostgreSQL through SQLAlchemy core.
+
+Moments are ISO 8601 texts in UTC, structures are JSON texts. `history` and `approvals` are
+append-only: the database itself refuses to change or delete their rows. A partial unique index
+keeps a second champion of a channel out, whatever the program does.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from foundation.errors import ConfigError
+
+SHADOW, CHALLENGER, CHAMPION, RETIRED = "shadow", "challenger", "champion", "retired"
+_LOCK = 7_251_894
+metadata = sa.MetaData()
+
+
+def _text(name: str, **more: bool) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, **({"nullable": False} | more))  # type: ignore[arg-type]
+
+
+channels = sa.Table(
+    "channels", metadata,
+    _text("tenant", primary_key=True), _text("channel", primary_key=True), _text("config"),
+    _text("at"), _text("who"),
+)  # fmt: skip
+packages = sa.Table(
+    "packages", metadata,
+    _text("digest", primary_key=True), _text("name"), _text("at"), _text("summary"),
+)  # fmt: skip
+releases = sa.Table(
+    "releases", metadata,
+    _text("id", primary_key=True), _text("tenant"), _text("channel"),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("package", sa.Text, sa.ForeignKey("packages.digest"), nullable=False),
+    _text("job"), _text("stage"), _text("at"), _text("incumbent", nullable=True),
+    _text("approved_at", nullable=True), _text("approved_by", nullable=True),
+    sa.UniqueConstraint("tenant", "channel", "number"),
+    sa.UniqueConstraint("tenant", "channel", "package"),
+    sa.ForeignKeyConstraint(["tenant", "channel"], ["channels.tenant", "channels.channel"]),
+)  # fmt: skip
+sa.Index(
+    "one_champion", releases.c.tenant, releases.c.channel, unique=True,
+    sqlite_where=releases.c.stage == CHAMPION, postgresql_where=releases.c.stage == CHAMPION,
+)  # fmt: skip
+makers = sa.Table(
+    "makers", metadata, _text("job", primary_key=True), _text("person", primary_key=True),
+    _text("at"),
+)  # fmt: skip
+approvals = sa.Table(
+    "approvals", metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True), _text("at"), _text("who"),
+    _text("release"), _text("decision"), _text("note"),
+)  # fmt: skip
+history = sa.Table(
+    "history", metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True), _text("at"), _text("who"),
+    _text("action"), _text("tenant"), _text("channel"), _text("release"), _text("before"),
+    _text("after"), _text("why"),
+)  # fmt: skip
+jobs = sa.Table(
+    "jobs", metadata,
+    _text("id", primary_key=True), _text("tenant"), _text("channel"), _text("request"),
+    _text("who"), _text("created_at"), _text("state"),
+    sa.Column("attempt", sa.Integer, nullable=False), _text("step"),
+    sa.Column("done", sa.Integer, nullable=False), sa.Column("total", sa.Integer, nullable=False),
+    _text("note"), _text("began_at", nullable=True), _text("ended_at", nullable=True),
+    _text("updated_at"), _text("error"), sa.Column("exit_code", sa.Integer, nullable=False),
+    _text("release"), _text("facts"),
+)  # fmt: skip
+job_log = sa.Table(
+    "job_log", metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    _text("at"), _text("text"),
+)  # fmt: skip
+
+for _table in (approvals, history):
+    for _verb in ("UPDATE", "DELETE"):
+        _ddl = sa.DDL(
+            f"CREATE TRIGGER {_table.name}_no_{_verb.lower()} BEFORE {_verb} ON {_table.name} "
+            f"BEGIN SELECT RAISE(ABORT, '{_table.name} is append-only'); END"
+        )
+        sa.event.listen(_table, "after_create", _ddl.execute_if(dialect="sqlite"))
+    for _statement in (
+        f"CREATE OR REPLACE FUNCTION {_table.name}_append_only() RETURNS trigger AS $$ "
+        f"BEGIN RAISE EXCEPTION '{_table.name} is append-only'; END $$ LANGUAGE plpgsql",
+        f"CREATE TRIGGER {_table.name}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE "
+        f"ON {_table.name} FOR EACH STATEMENT EXECUTE FUNCTION {_table.name}_append_only()",
+    ):
+        sa.event.listen(_table, "after_create", sa.DDL(_statement).execute_if(dialect="postgresql"))
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC with microseconds."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+
+
+class Database:
+    """One transaction after the other on the registry's tables, made where they are missing.
+
+    Raises:
+        ConfigError: a URL nobody can open.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = sa.create_engine(url, poolclass=NullPool)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as exc:
+            raise ConfigError(
+                f"registry URL '{shown_url(url)}': {exc}; write sqlite:///FILE or "
+                "postgresql+psycopg://USER@HOST/NAME"
+            ) from None
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+        try:
+            with self.transaction() as connection:
+                metadata.create_all(connection)
+        except sa.exc.OperationalError as exc:
+            raise ConfigError(
+                f"registry '{shown_url(url)}' cannot be opened: {str(exc.orig).strip()}"
+            ) from None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """All or nothing, and alone: changes of other processes wait until this one is done."""
+        with self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            yield connection
+
+    def insert_missing(self, connection: sa.Connection, table: sa.Table, **row: object) -> bool:
+        """Insert a row unless its key is there; whether it was inserted."""
+        keys = {c.name: row[c.name] for c in table.primary_key}
+        there = connection.execute(sa.select(sa.literal(1)).select_from(table).filter_by(**keys))
+        if there.first() is not None:
+            return False
+        connection.execute(table.insert().values(**row))
+        return True
+
+
+def shown_url(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url.split("@")[-1]
+
+
+def _prepare_sqlite(connection: object, record: object) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]
+    for pragma in ("busy_timeout = 30000", "foreign_keys = ON", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
