@@ -24,9 +24,10 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from forecasts import changed
-from ladder import measure
+from ladder import identifier_starts, measure
 
 from foundation.pretraining import pretrain
+from foundation.store import EventStore
 
 OFF = dict.fromkeys(("next_event", "forecast", "activity", "masked_event", "coles"), 0.0)
 OBJECTIVES: dict[str, dict[str, float]] = {
@@ -39,7 +40,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
         "next_event": 0.5, "forecast": 1.0, "activity": 0.25, "masked_event": 0.5, "coles": 0.2
     },
 }  # fmt: skip
-BLOCKS = ("profile", "aggregate", "forecast", "embedding")
+BLOCKS = ("profile", "aggregate", "forecast", "embedding", "identifiers")
 
 
 def main() -> None:
@@ -66,12 +67,18 @@ def of_set(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for variant in ("as configured", *OBJECTIVES):
         rows += kept(name, variant, "probe,forecast,fusion", frozenset(), variant, given)
-    for block in BLOCKS:
+    blocks = [b for b in BLOCKS if b != "identifiers" or has_identifiers(name, given)]
+    for block in blocks:
         recipes = "gbdt,fusion" if block != "embedding" else "fusion"
         drop = frozenset({block})
         rows += kept(name, f"without {block}", recipes, drop, "as configured", given)
     rows += kept(name, "all columns", "gbdt,fusion", frozenset(), "as configured", given)
     return rows
+
+
+def has_identifiers(name: str, given: argparse.Namespace) -> bool:
+    """Whether a set's events name devices, counterparties or the like."""
+    return bool(identifier_starts(EventStore.open(given.work / name / "store").schema))
 
 
 def kept(

@@ -26,6 +26,7 @@ from finetune.modelling import AdaptSettings, ladder_recipes
 from finetune.samples import check_samples
 from finetune.table import FeatureTable
 from foundation.checkpoint import load_backbone
+from foundation.schema import Schema
 from foundation.store import EventStore
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--recipes", default="")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--drop", default="", help="blocks of columns to leave out")
+    parser.add_argument("--drop", default="", help="blocks to leave out, or identifiers")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     rows = measure(arguments, frozenset(filter(None, arguments.drop.split(","))))
@@ -71,7 +72,7 @@ def measure(arguments: argparse.Namespace, drop: frozenset[str] = frozenset()) -
         run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
         table = builder.table(train, boosted=run, keep_histories=tuned)
         held = builder.table(population_of(store, schema, test_samples), keep_histories=tuned)
-    table, held = table.select(table.blocks - drop), held.select(held.blocks - drop)
+    table, held = (without(t, schema, drop) for t in (table, held))
     rows: list[dict] = []
     for k, draw in enumerate(draws):
         at = np.searchsorted(used, draw)
@@ -86,6 +87,28 @@ def measure(arguments: argparse.Namespace, drop: frozenset[str] = frozenset()) -
         )
         print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def without(table: FeatureTable, schema: Schema, drop: frozenset[str]) -> FeatureTable:
+    """The table without the columns of some blocks, and of identifiers where `drop` says so."""
+    table = table.select(table.blocks - drop)
+    if "identifiers" not in drop:
+        return table
+    starts = identifier_starts(schema)
+    kept = [c.name for c in table.columns if not c.name.startswith(starts)]
+    return FeatureTable(
+        tuple(c for c in table.columns if c.name in kept), table.matrix(kept), table.histories
+    )
+
+
+def identifier_starts(schema: Schema) -> tuple[str, ...]:
+    """How the names of columns begin that are made of identifiers."""
+    return tuple(
+        f"{source}.{field}."
+        for source, spec in schema.sources.items()
+        for field, kind in spec.fields.items()
+        if kind.kind == "identifier"
+    )
 
 
 def _one_draw(
