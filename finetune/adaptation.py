@@ -31,6 +31,7 @@ from finetune.samples import Samples, clustered_note, read_samples
 from finetune.starting import shipped_start, start_notes
 from finetune.table import FeatureTable
 from foundation.checkpoint import Backbone, load_backbone
+from foundation.importing import declared_authorizations
 from foundation.store import EventStore
 
 POINTS = {"base": 600.0, "pdo": 20.0, "odds": 50.0}
@@ -44,6 +45,7 @@ class Adaptation:
         power: what the labels can show, said before training; None with too few of a class.
         rejects: reject inference beside the plain model; None where it was not asked for.
         sources: ids of the packages that `transfer` started from.
+        authorizations: per table of the store, who allowed what use until when.
     """
 
     settings: AdaptSettings
@@ -60,6 +62,7 @@ class Adaptation:
     power: dict[str, Any] | None = None
     rejects: dict[str, Any] | None = None
     sources: list[str] = field(default_factory=list)
+    authorizations: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Power of the labels, the ladder and reject inference for a terminal."""
@@ -134,6 +137,7 @@ def run_adaptation(
         if test is not None:
             result.test = _test(builder, store, backbone, model, test, reporter)
         result.power = power
+        result.authorizations = declared_authorizations(store.schema)
         result.sources = [str(s.label["package"]) for s in sources]
         second = None
         if refused is not None:
@@ -251,6 +255,7 @@ def _write_package(
         score_quantiles=np.quantile(model.score, np.linspace(0, 1, 101)).tolist(),
         lineage={
             "store_version": result.store_version,
+            "authorizations": result.authorizations,
             "backbone_fingerprint": backbone.fingerprint,
             "backbone_until": backbone.run.get("until"),
             "backbone_from": backbone.run.get("prepared_from"),

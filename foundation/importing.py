@@ -158,6 +158,15 @@ def authorizations(schema: Schema, paths: dict[str, Path]) -> dict[str, Any]:
     }
 
 
+def declared_authorizations(schema: Schema) -> dict[str, Any]:
+    """Table to its note (by, use, until) as the schema declares it; the profile is `profile`."""
+    names = [*schema.source_names, *([PROFILE] if schema.profile else [])]
+    return {
+        name.lstrip("_"): note
+        for name, note in authorizations(schema, dict.fromkeys(names, Path())).items()
+    }
+
+
 def import_digest(schema: Schema, paths: dict[str, Path]) -> str:
     """Digest of an import: meaning of the schema, tables, bytes of their files."""
     total = hashlib.sha256(fingerprint(schema).encode())

@@ -17,9 +17,18 @@ import click
 import msgspec
 
 from foundation.errors import RiskfmError, UserError
+from serving.backbone_commands import backbone_group, schema_map, tokenizer_extend
+from serving.backtest_commands import backtest
+from serving.backtrack_commands import backtrack
+from serving.daily_commands import add_to as add_daily
+from serving.delivery_commands import add_to as add_delivery
+from serving.document_commands import document
 from serving.label_commands import labels, reject_options
 from serving.ladder_options import ladder_options, read_directions
 from serving.progress import Reporter
+from serving.sample_commands import add_to as add_samples
+from serving.sample_commands import reads_mapping
+from serving.simulate_commands import simulate
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIR = click.Path(path_type=Path, file_okay=False)
@@ -187,6 +196,7 @@ def tokenizer_fit(
 @click.option("-o", "--output", type=DIR, required=True, help="The backbone directory to make.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run at its last checkpoint.")
 @click.option("--epochs", type=float, help="Overrides the configuration's passes over the data.")
+@click.option("--init", help="Start from a network: a backbone directory, or 'shipped'.")
 @_population
 @_quiet
 def pretrain(
@@ -195,6 +205,7 @@ def pretrain(
     output: Path,
     resume: bool,
     epochs: float | None,
+    init: str | None,
     until: str | None,
     entities: Path | None,
     exclude_entities: Path | None,
@@ -218,6 +229,7 @@ def pretrain(
             resume=resume,
             progress=bar,
             say=reporter.say,
+            init=init,
         )
     click.echo(f"wrote {output}: {run.summary()}")
 
@@ -238,7 +250,7 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
 
 
 @cli.command()
-@click.option("--backbone", type=DIR, required=True)
+@click.option("--backbone", type=DIR, help="Left out: the shipped one, prepared for the store.")
 @click.option("--store", type=DIR, required=True)
 @click.option("--samples", type=FILE, required=True, help="entity_id, as_of, label, ...")
 @click.option("-o", "--output", type=DIR, required=True)
@@ -256,6 +268,7 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
 @click.option("--budget", type=float, help="Minutes for comparing recipes.")
 @ladder_options
 @reject_options
+@reads_mapping("samples", "test_path", "rejects")
 @click.option(
     "--allow-leak",
     is_flag=True,
@@ -263,7 +276,7 @@ def embed(backbone: Path, store: Path, samples: Path, output: Path, quiet: bool)
 )
 @_quiet
 def adapt(
-    backbone: Path,
+    backbone: Path | None,
     store: Path,
     samples: Path,
     output: Path,
@@ -276,6 +289,7 @@ def adapt(
     sources: tuple[Path, ...],
     monotone: tuple[str, ...],
     seeds: int | None,
+    groups: str | None,
     allow_leak: bool,
     reject_inference: str | None,
     reject_factor: float,
@@ -297,12 +311,16 @@ def adapt(
         sources=sources,
         monotone=read_directions(monotone),
         seeds=seeds,
+        groups=tuple(g.strip() for g in groups.split(",")) if groups else (),
         allow_leak=allow_leak,
         rejects=RejectSettings(reject_inference, reject_factor) if reject_inference else None,
     )
     result = run_adaptation(
         backbone, store, samples, output, settings, test_path, reporter, rejects
     )
+    if backbone is None:
+        came = result.backbone.run["prepared_from"]["name"]
+        click.echo(f"backbone {result.backbone.path}, prepared from the shipped {came}")
     click.echo("\n".join(result.lines()))
     click.echo(f"package {output / 'package'} ({result.package_id})")
     if result.rejects is not None and "package" in result.rejects:
@@ -317,6 +335,7 @@ def adapt(
 @click.option("--samples", type=FILE, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="Parquet or CSV by its ending.")
 @click.option("--reasons", is_flag=True, help="Add the strongest reasons of every score.")
+@reads_mapping("samples")
 @_quiet
 def score(
     package_path: Path, store: Path, samples: Path, output: Path, reasons: bool, quiet: bool
@@ -327,29 +346,6 @@ def score(
     with Reporter(quiet).bar("score") as bar:
         summary = score_file(package_path, store, samples, output, reasons, progress=bar)
     click.echo(summary)
-
-
-@cli.command()
-@click.option("--package", "package_path", type=DIR, required=True)
-@click.option("--store", type=DIR, required=True)
-@click.option("--samples", type=FILE, required=True, help="Labelled samples of later windows.")
-@click.option("-o", "--output", type=DIR, required=True)
-@_quiet
-def backtest(package_path: Path, store: Path, samples: Path, output: Path, quiet: bool) -> None:
-    """Judge a package on labelled samples, overall and by month, point in time."""
-    from finetune.backtest import run_backtest
-
-    with Reporter(quiet).bar("score") as bar:
-        record = run_backtest(package_path, store, samples, output, progress=bar)
-    for row in [{"month": "all", **record}, *record["months"]]:
-        auc, ks = (f"{row[m]:.3f}" if row[m] is not None else "  -  " for m in ("auc", "ks"))
-        click.echo(
-            f"{row['month']:<8} n {row['n']:>7,}  bad rate {100 * row['bad_rate']:5.1f} %  "
-            f"AUC {auc}  KS {ks}  PSI {row['psi']:.3f}"
-        )
-    for note in record["notes"]:
-        click.echo(f"note: {note}")
-    click.echo(f"report {output / 'report.html'}")
 
 
 @cli.group()
@@ -395,6 +391,16 @@ def package_show(path: Path) -> None:
 
 
 cli.add_command(labels)
+add_samples(cli)
+cli.add_command(backtest)
+cli.add_command(backtrack)
+cli.add_command(simulate)
+cli.add_command(document)
+add_delivery(cli)
+add_daily(cli)
+cli.add_command(backbone_group)
+tokenizer.add_command(tokenizer_extend)
+schema.add_command(schema_map)
 
 
 @cli.group()
@@ -441,17 +447,29 @@ def keys_revoke(path: Path, key_id: str) -> None:
     "packages",
     type=DIR,
     multiple=True,
-    required=True,
     help="A package directory; several may be given, the first answers by default.",
 )
+@click.option("--workspace", type=DIR, help="Serve the champions of this delivery workspace.")
 @click.option("--port", default=3000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--keys", "keys_path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Processes, one core each.")
-def serve(packages: tuple[Path, ...], port: int, host: str, keys_path: Path, workers: int) -> None:
+def serve(
+    packages: tuple[Path, ...],
+    workspace: Path | None,
+    port: int,
+    host: str,
+    keys_path: Path,
+    workers: int,
+) -> None:
     """Serve packages over HTTP; makes a first API key and prints it once if there is none."""
+    from serving.champions import champion_packages
     from serving.launch import serve as serve_packages
 
+    if workspace is not None:
+        packages += tuple(champion_packages(workspace))
+    if not packages:
+        raise UserError("name what to serve: --package DIR, or --workspace DIR for its champions")
     serve_packages(list(packages), host=host, port=port, keys_path=keys_path, workers=workers)
 
 

@@ -42,11 +42,8 @@ def loader(path: Path) -> Callable[[Path], Any]:
 
         return load_daily_settings
     if folder == "delivery":
-        from serving.daily_settings import load_daily_settings
         from serving.gates import load_delivery_settings
 
-        if path.name == "daily.yaml":
-            return load_daily_settings
         return load_delivery_settings
     raise AssertionError(f"{path}: no loader is known for configs/{folder}/")
 

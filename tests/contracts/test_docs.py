@@ -82,7 +82,8 @@ def options(command: click.Command) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/commands.md", "docs/data.md", "docs/delivery.md"]
+    "document",
+    ["README.md", "docs/commands.md", "docs/data.md", "docs/delivery.md", "docs/daily.md"],
 )
 def test_shell_blocks_run_what_exists(document: str) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
