@@ -6,9 +6,6 @@ is read through `Facts`; what an artefact does not hold is said to be missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from finetune.document_facts import (
     APPROVALS,
     BACKTEST,
@@ -193,41 +190,32 @@ def stability(facts: Facts) -> Section:
 
 
 def fairness(facts: Facts) -> Section:
-    """Figures by declared groups, where an artefact holds them."""
+    """Figures by declared groups, from the report."""
     out = Section("Fairness by declared groups")
-    found = [
-        (f, p) for f in (BACKTEST, METRICS, REPORT) for p in [("fairness",)] if facts.get(f, *p)
-    ]
-    if not found:
+    place: tuple[str | int, ...] = ("evaluation", "groups")
+    if not facts.size(REPORT, *place):
         out.missing("No groups were declared, so no figures by group exist.")
         return out
-    file, path = found[0]
-    for place in _row_lists(facts.get(file, *path), path):
-        first = facts.get(file, *place, 0)
-        keys = [k for k, v in first.items() if isinstance(v, str | int | float)][:8]
-        out.say("{name}:", name=facts.name(file, *place))
-        rows: list[tuple[Cell, ...]] = [
-            tuple(_plain(facts, file, (*place, i, key)) for key in keys)
-            for i in range(facts.size(file, *place))
-        ]
-        out.table(tuple(keys), rows)
+    head = ("group", "n", "bad rate", "95 % interval", "approved", "KS", "AUC")
+    for i in range(facts.size(REPORT, *place)):
+        out.say("By {name}:", name=facts.show("text", REPORT, *place, i, "field"))
+        rows: list[tuple[Cell, ...]] = []
+        for j in range(facts.size(REPORT, *place, i, "rows")):
+            at = (*place, i, "rows", j)
+            rows.append(
+                (
+                    facts.show("text", REPORT, *at, "group"),
+                    facts.show("count", REPORT, *at, "n"),
+                    facts.show("percent", REPORT, *at, "bad_rate"),
+                    facts.span("percent", REPORT, *at, low="bad_rate_low", high="bad_rate_high"),
+                    facts.show("percent", REPORT, *at, "approval"),
+                    facts.show("fixed3", REPORT, *at, "ks"),
+                    facts.show("fixed3", REPORT, *at, "auc"),
+                )
+            )
+        out.table(head, rows)
+        out.quote(facts.show("text", REPORT, *place, i, "note"))
     return out
-
-
-def _row_lists(value: Any, path: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
-    """Places of lists of records below a value."""
-    if isinstance(value, list):
-        return [path] if value and isinstance(value[0], Mapping) else []
-    if isinstance(value, Mapping):
-        return [place for k, v in value.items() for place in _row_lists(v, (*path, k))]
-    return []
-
-
-def _plain(facts: Facts, file: str, path: tuple[str | int, ...]) -> str:
-    value = facts.get(file, *path)
-    if isinstance(value, float) and not value.is_integer():
-        return facts.show("fixed3", file, *path)
-    return facts.show("text" if isinstance(value, str | bool) else "count", file, *path)
 
 
 def reasons(facts: Facts) -> Section:

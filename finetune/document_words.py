@@ -12,7 +12,6 @@ DOCUMENT_WORDS: dict[str, str] = {
     "–": "–",
     "{quoted}": "原文：{quoted}",
     "{name}: {text}": "{name}：{text}",
-    "{name}:": "{name}：",
     # purpose
     "Purpose": "用途",
     "Model package {id} gives customers of channel {channel} the probability of label 1, called bad here. It was made on {made} with recipe {recipe}.": "模型包 {id} 为渠道 {channel} 的客户给出标签 1（本文称“坏”）的概率。生成时间为 {made}，所用方案为 {recipe}。",
@@ -106,8 +105,11 @@ DOCUMENT_WORDS: dict[str, str] = {
     "Fairness by declared groups": "按声明分组的公平性",
     "No groups were declared, so no figures by group exist.": "缺失：未声明分组，因此没有分组数字。",
     "group": "分组",
+    "By {name}:": "按{name}：",
     "n": "样本数",
-    "bad_rate": "坏账率",
+    "bad rate": "坏账率",
+    "95 % interval": "95 % 区间",
+    "approved": "批准",
     # reasons
     "Reasons of scores": "评分原因",
     "No importance of reasons was computed.": "缺失：未计算原因的重要性。",

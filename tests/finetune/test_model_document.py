@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +17,7 @@ from finetune.document_facts import CONVENTIONS
 from finetune.document_parts import Sentence, Table, Word
 from finetune.document_words import DOCUMENT_WORDS
 from finetune.model_document import SECTIONS, translator, write_documents
+from finetune.report_content import ReportContent
 from finetune.report_numbers import report_numbers
 from finetune.report_words import WORDS
 from foundation.errors import ArtifactError, UserError
@@ -93,9 +96,14 @@ def backtest(digest: str) -> dict[str, Any]:
         "verdict": "not worse", "reasons": ["KS 0.299 against 0.305"], "warnings": [],
         "notes": ["nothing shared"], "overall": rows,
         "months": [{"month": "2018-03", **rows}, {"month": "2018-04", **rows, "psi": 0.2718}],
-        "fairness": {"sex": [{"group": "female", "n": 412, "auc": 0.7012},
-                             {"group": "male", "n": 398, "auc": 0.6987}]},
     }  # fmt: skip
+
+
+def grouped_content() -> ReportContent:
+    content = full_content()
+    assert content.evaluation is not None
+    sex = np.where(np.arange(len(content.evaluation.y)) % 3 == 0, "female", "male")
+    return replace(content, evaluation=replace(content.evaluation, groups={"sex": sex}))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = manifest()
     for name, content in {
         "model/metrics.json": metrics(),
-        "model/report.json": report_numbers(full_content()),
+        "model/report.json": report_numbers(grouped_content()),
         "model/package/manifest.json": made,
         "backtest/backtest.json": backtest(made["digest"]),
         "bare/metrics.json": {"chosen": "query", "why": "no labels", "recipes": {}, "notes": [],
@@ -292,14 +300,17 @@ def test_what_is_missing_is_said(artefacts: Path, tmp_path: Path) -> None:
     assert "Not validated on labels" in (tmp_path / "card.md").read_text(encoding="utf-8")
 
 
-def test_sources_show_authorisation_and_grades(written: Path) -> None:
+def test_sources_show_authorisation_and_grades(artefacts: Path, written: Path) -> None:
     text = (written / "model_document.en.md").read_text(encoding="utf-8")
     assert "| bill | 2 | consent form 7 | credit scoring | 2031-12-30 |" in text
     assert "The package holds no authorisation note for: login, profile." in text
     assert "| secret | bill.device_2 |" in text
     assert "| personal | profile.age |" in text
     assert "Li Wei | risk officer | approved | 2018-02-03 10:20 UTC" in text
-    assert "| female | 412 | 0.701 |" in text
+    group = json.loads((artefacts / "model/report.json").read_text())["evaluation"]["groups"][0]
+    female = next(row for row in group["rows"] if row["group"] == "female")
+    assert "By sex:" in text and group["note"] in text
+    assert f"| female | {female['n']} | {100 * female['bad_rate']:.1f} % |" in text
 
 
 def test_names_of_users_cannot_break_the_page(artefacts: Path, tmp_path: Path) -> None:
