@@ -278,7 +278,7 @@ def _column_names(
             shown = "entity_id" if wanted == "entity_id" else column
             raise SampleError(
                 f"{where}: {kind} '{shown}' is missing{nearest(shown, table.columns)}; "
-                f"columns: {listing(table.columns)}"
+                f"columns: {listing(table.columns)}; riskfm samples map proposes which is which"
             )
     return names
 

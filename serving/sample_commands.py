@@ -37,11 +37,19 @@ def reads_mapping(*names: str) -> Callable[[Any], Any]:
             from finetune.sample_report import mapped_copy
 
             with tempfile.TemporaryDirectory() as folder:
+                files: dict[str, str] = {}
                 for name in names:
                     if given[name] is not None:
-                        place = Path(folder) / name
-                        given[name] = mapped_copy(given[name], given["store"], mapping, place)
-                return function(**given)
+                        file, place = given[name], Path(folder) / name
+                        given[name] = mapped_copy(file, given["store"], mapping, place)
+                        files[str(given[name])] = str(file)
+                try:
+                    return function(**given)
+                except UserError as exc:
+                    text = str(exc)  # speaks of the copy; the person knows the file
+                    for copy, file in files.items():
+                        text = text.replace(copy, file)
+                    raise type(exc)(text) from None
 
         return run
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
+from foundation.errors import SampleError
 from serving.cli import cli
+from serving.sample_commands import reads_mapping
 from tests.finetune.small_store import few_customers, sample_rows
 
 
@@ -67,3 +70,19 @@ def test_a_useless_file_exits_2_after_its_review(folder: Path, tmp_path: Path) -
     assert (tmp_path / "out" / "review.html").is_file()
     wrong = run("samples", "check", file, "--store", folder / "store", "--now", "soon")
     assert wrong.exit_code == 2 and "--now 'soon' is no time" in wrong.stderr
+
+
+def test_errors_of_a_mapped_file_name_the_file_itself(folder: Path, tmp_path: Path) -> None:
+    @click.command()
+    @click.option("--samples", type=click.Path(path_type=Path))
+    @click.option("--store", type=click.Path(path_type=Path))
+    @reads_mapping("samples")
+    def refuse(samples: Path, store: Path) -> None:
+        raise SampleError(f"{samples}, row 3: odd")
+
+    file, mapping = folder / "lender.csv", tmp_path / "mapping.yaml"
+    run("samples", "map", file, "--store", folder / "store", "-o", mapping)
+    words = ["--samples", file, "--store", folder / "store", "--mapping", mapping]
+    found = CliRunner().invoke(refuse, [str(w) for w in words])
+    assert isinstance(found.exception, SampleError)
+    assert str(found.exception) == f"{file}, row 3: odd"
