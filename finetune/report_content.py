@@ -188,7 +188,8 @@ class ReportContent:
         label_power: as of `finetune.label_power.power_record`, or None.
         reject_inference: as of `finetune.reject_inference.inference_record`, or None.
         lineage: store version, fingerprints, code version, seeds.
-        seed, resamples: of the bootstrap intervals.
+        seed, resamples: of the bootstrap intervals; those of `finetune.evaluation`, so that the
+            page and metrics.json show the same ones.
     """
 
     title: str
@@ -216,5 +217,5 @@ class ReportContent:
     label_power: Mapping[str, Any] | None = None
     reject_inference: Mapping[str, Any] | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 7
+    seed: int = 0
     resamples: int = 500

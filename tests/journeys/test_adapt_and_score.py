@@ -35,7 +35,12 @@ def test_metrics_say_what_was_measured(adapted: Path) -> None:
     assert metrics["recipes"][metrics["chosen"]]["auc"] > 0.6
     assert metrics["parity"]["batch"] <= 1e-5 and metrics["parity"]["alone"] <= 1e-5
     assert (adapted / "report.html").stat().st_size > 1_000_000  # plotly inside
-    assert json.loads((adapted / "report.json").read_text())
+    report = json.loads((adapted / "report.json").read_text())
+    shipped = metrics["recipes"][metrics["chosen"]]
+    for row in report["evaluation"]["metrics"]:  # one model, one set of intervals
+        if row["name"] in ("ks", "auc"):
+            told = [shipped[f"{row['name']}{end}"] for end in ("", "_low", "_high")]
+            assert [row["value"], row["low"], row["high"]] == pytest.approx(told, abs=1e-9)
 
 
 def test_file_score_equals_package_alone_and_in_any_batch(world: World, adapted: Path) -> None:
