@@ -16,14 +16,11 @@ Shapes: R rows of a version.
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from finetune.samples import Samples
 from foundation import identifiers
 from foundation.errors import ArtifactError, UserError, listing, nearest
 from foundation.schema import Schema, schema_from_dict, schema_to_dict
+from foundation.whole_files import locked, write_whole
 
 FOLDER = "sample_sets"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -118,7 +116,7 @@ def add_version(
     folder = Path(workspace) / FOLDER / name
     for part in (folder / "contents", folder / "versions"):
         part.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(folder):
+    with locked(folder):
         before = versions(workspace, name)
         if before and before[-1].digest == digest:
             return before[-1], False
@@ -126,7 +124,7 @@ def add_version(
         number = len(before) + 1
         moment = (now or dt.datetime.now(dt.UTC)).astimezone(dt.UTC).isoformat(timespec="seconds")
         record = {"number": number, "digest": digest, "added_at": moment, "source": source}
-        _write_whole(folder / "versions" / f"{number:06d}.json", json.dumps(record, indent=1))
+        write_whole(folder / "versions" / f"{number:06d}.json", json.dumps(record, indent=1))
     return versions(workspace, name)[-1], True
 
 
@@ -187,23 +185,6 @@ def _facts(frame: pl.DataFrame) -> dict[str, Any]:
         "first": str(day.min()),
         "last": str(day.max()),
     }
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One addition at a time; the lock goes with the process."""
-    with (folder / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def set_names(workspace: str | Path) -> list[str]:

@@ -14,11 +14,8 @@ covers the bytes of the files and the meaning of the schema, so that the same im
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from foundation.importing import (
 from foundation.schema import Field, Schema, fingerprint, load_schema, schema_to_dict
 from foundation.slots import SHARED_SUFFIX
 from foundation.tables import Part, read_parts
+from foundation.whole_files import locked, write_whole
 
 Progress = Callable[[int, int, str], None]
 
@@ -79,7 +77,7 @@ class EventStore:
         columns |= {name: dtype() for name, dtype in validate.QUARANTINE_SCHEMA.items()}
         lakehouse.create_table(directory / "quarantine", columns)
         text = yaml.safe_dump(schema_to_dict(schema), sort_keys=False, allow_unicode=True)
-        _write_atomically(directory / "schema.yaml", text)
+        write_whole(directory / "schema.yaml", text)
         return EventStore.open(directory)
 
     @staticmethod
@@ -226,7 +224,7 @@ def import_events(
     paths = table_paths(schema, files, base, files_base)
     warnings = check_authorized(schema, paths, now.date())
     store = EventStore.create(store_dir, schema)
-    with _locked(store.directory):
+    with locked(store.directory):
         store = EventStore.open(store_dir)
         digest = import_digest(schema, paths)
         for record in store.records:
@@ -265,7 +263,7 @@ class _Import:
             "summary": [vars(summary) for summary in summaries],
         }
         target = self.store.directory / "imports" / f"{self.digest}.json"
-        _write_atomically(target, json.dumps(record, indent=1))
+        write_whole(target, json.dumps(record, indent=1))
         if self.progress:
             self.progress(len(paths), len(paths), "done")
         return ImportSummary(self.digest, version, False, tuple(summaries), warnings)
@@ -420,21 +418,3 @@ def _as_rows(bad: list[pl.DataFrame], digest: str) -> pl.DataFrame:
         pl.col("source").alias("entity_id"),
         pl.lit(None, dtype=pl.Datetime("us")).alias("known_at"),
     )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either absent or whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One import at a time; the lock goes with the process."""
-    with (directory / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
