@@ -2,6 +2,7 @@
 
 The gateway gives every request its id, checks the API key before anything else is looked at,
 turns every failure into the same error shape and counts. Only the two health routes are open.
+The routes stand in `serving/routes`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -22,65 +22,19 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from foundation.errors import RequestError
-from foundation.schema import Field
-from serving.audit import DecisionLog
-from serving.keys import KeyRecord, KeyRefused, KeyRing
-from serving.messages import (
-    CODES,
-    ApiError,
-    Envelope,
-    ErrorAnswer,
-    ErrorBody,
-    EventCounts,
-    Health,
-    PackageDetail,
-    PackageList,
-    PackageRef,
-    PackageSummary,
-    ReasonAnswer,
-    ScoreAnswer,
-    TableShape,
-    refusal,
-)
-from serving.metrics import CONTENT_TYPE, Metrics
-from serving.openapi import OPERATIONS, Operation, document
-from serving.scorer import Loaded, Scorer
-from serving.settings import Settings
+from serving.keys import KeyRecord, KeyRefused
+from serving.messages import CODES, ApiError, ErrorAnswer, ErrorBody
+from serving.routes.call import Call
+from serving.routes.catalogue import OPERATIONS
+from serving.routes.operation import Operation
+from serving.runtime import Runtime
+from serving.tenancy.principal import DEFAULT_TENANT, Principal
 
 log = logging.getLogger("riskfm.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ENVELOPE = msgspec.json.Decoder(Envelope)
 _ENCODER = msgspec.json.Encoder()
-_MEMBERS = tuple(msgspec.structs.fields(Envelope))
-_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-
-
-@dataclass
-class Runtime:
-    """What answers requests; `scorer` stays None until packages are loaded and verified."""
-
-    settings: Settings
-    keys: KeyRing
-    audit: DecisionLog
-    scorer: Scorer | None = None
-    metrics: Metrics = field(default_factory=Metrics)
-    version: str = "0"
-
-    def close(self) -> None:
-        """Stop scoring, then finish the decision log."""
-        if self.scorer is not None:
-            self.scorer.close()
-        log.info("decision log ends at %s", self.audit.close())
-
-
-@dataclass
-class _Call:
-    """What is known about the request being answered; lives in the ASGI scope."""
-
-    request_id: str
-    key: KeyRecord | None = None
-    route: str = "unmatched"
-    package: str = ""
+_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="riskfm"'}
 
 
 class Application:
@@ -89,11 +43,15 @@ class Application:
     def __init__(self, runtime: Runtime | None = None) -> None:
         self.runtime = runtime
         self._argon2 = asyncio.Semaphore(1)
-        routes = []
-        for operation in OPERATIONS:
-            handler = getattr(self, f"_do_{operation.name}")
-            routes.append(Route(operation.path, handler, methods=[operation.method]))
-        self._open = {o.path for o in OPERATIONS if not o.scope}
+        self.operations = OPERATIONS
+        paths: dict[str, dict[str, Operation]] = {}
+        for operation in self.operations:
+            paths.setdefault(operation.path, {})[operation.method] = operation
+        self._open = {o.path for o in self.operations if not o.scope}
+        routes = [
+            Route(path, _endpoint(methods), methods=list(methods))
+            for path, methods in paths.items()
+        ]
         self._router = Router(routes, redirect_slashes=False, default=_not_found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,202 +61,82 @@ class Application:
         begin = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        call = _Call(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        call = Call(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope = {**scope, "app": self, "riskfm": call}
         status = 500
         started = False
 
-        async def answer(message: Message) -> None:
+        async def reply(message: Message) -> None:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
-                extra = {**_HEADERS, "x-request-id": call.request_id}
                 message["headers"] = [
                     *message["headers"],
-                    *((k.encode(), v.encode("latin-1")) for k, v in extra.items()),
+                    *_HEADERS,
+                    (b"x-request-id", call.request_id.encode()),
                 ]
             await send(message)
 
         try:
+            if self.runtime is not None:
+                call.runtime = self.runtime
             if scope["path"] not in self._open:
-                call.key = await self._authenticate(headers)
-            await self._router(scope, receive, answer)
+                call.principal = await self._authenticate(headers)
+            elif self.runtime is None and not scope["path"].endswith("/live"):
+                raise _starting()
+            await self._router(scope, receive, reply)
         except ClientDisconnect:
             status = 499
         except Exception as exc:
             if started:
                 raise
-            await _failure(exc, call)(scope, receive, answer)
+            await _failure(exc, call)(scope, receive, reply)
         finally:
             if self.runtime is not None:
                 seconds = time.perf_counter() - begin
                 self.runtime.metrics.request(call.route, status, call.package, seconds)
 
-    async def _authenticate(self, headers: dict[bytes, bytes]) -> KeyRecord:
-        keys = self._ready().keys
+    async def _authenticate(self, headers: dict[bytes, bytes]) -> Principal:
+        if self.runtime is None:
+            raise _starting()
+        keys = self.runtime.keys
         text = headers.get(b"x-api-key", b"").decode("latin-1").strip()
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme:
             text = token.strip() if scheme.lower() == "bearer" else ""
-        challenge = {"WWW-Authenticate": 'Bearer realm="riskfm"'}
         if not text:
             message = "an API key is required: Authorization: Bearer rfm_<id>_<secret>"
-            raise ApiError(401, message, "", challenge)
+            raise ApiError(401, message, "", _CHALLENGE)
         try:
             known = keys.remembered(text)
-            if known is not None:
-                return known
-            async with self._argon2:
-                return await asyncio.to_thread(keys.authenticate, text)
+            if known is None:
+                async with self._argon2:
+                    known = await asyncio.to_thread(keys.authenticate, text)
+            return _principal(known)
         except KeyRefused as exc:
-            raise ApiError(401, str(exc), "", challenge) from None
+            raise ApiError(401, str(exc), "", _CHALLENGE) from None
 
-    def _ready(self) -> Runtime:
-        if self.runtime is None:
-            raise ApiError(503, "the service is starting", headers={"Retry-After": "1"})
-        return self.runtime
 
-    def _enter(self, request: Request, name: str) -> tuple[_Call, Runtime]:
-        """Note the route and check the scope of the key."""
-        operation: Operation = next(o for o in OPERATIONS if o.name == name)
-        call: _Call = request.scope["riskfm"]
-        call.route = operation.path
-        if operation.scope and (call.key is None or operation.scope not in call.key.scopes):
+def _principal(record: KeyRecord) -> Principal:
+    return Principal(DEFAULT_TENANT, record.id, record.name, frozenset(record.scopes))
+
+
+def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
+    """Run the operation of the request's method; HEAD is a GET whose body is not sent."""
+
+    async def run(request: Request) -> Response:
+        operation = methods.get(request.method) or methods["GET"]
+        call: Call = request.scope["riskfm"]
+        call.route, call.request = operation.path, request
+        if operation.scope and operation.scope not in call.principal.scopes:
             raise ApiError(403, f"the API key lacks the scope '{operation.scope}'")
-        return call, self._ready()
+        call.only_queries(*(p.name for p in operation.parameters if p.where == "query"))
+        return await operation.handler(call)
 
-    def _scorer(self) -> Scorer:
-        scorer = self._ready().scorer
-        if scorer is None:
-            raise ApiError(503, "packages are being loaded", headers={"Retry-After": "1"})
-        return scorer
-
-    async def _do_score(self, request: Request) -> Response:
-        call, runtime = self._enter(request, "score")
-        body = await _body(request, runtime.settings.max_body_bytes)
-        envelope = read_envelope(body)
-        loaded = self._scorer().pick(envelope.package)
-        call.package = loaded.id
-        runtime.metrics.waiting(loaded.id, loaded.waiting + 1)
-        try:
-            scored = await loaded.score(envelope)
-        finally:
-            runtime.metrics.waiting(loaded.id, loaded.waiting)
-        row, given = scored.row, scored.request
-        assert call.key is not None
-        written = runtime.audit.append(
-            {
-                "request_id": call.request_id,
-                "key_id": call.key.id,
-                "package": loaded.id,
-                "digest": str(loaded.package.manifest["digest"]),
-                "as_of": given.as_of,
-                "score": float(row.score),
-                "points": int(row.points),
-                "band": row.band,
-            },
-            envelope.entity_id,
-        )
-        if runtime.settings.audit_durable:
-            await asyncio.wrap_future(written)
-        runtime.metrics.scored(loaded.id, row.score, scored.seconds)
-        answer = ScoreAnswer(
-            request_id=call.request_id,
-            package=_ref(loaded),
-            entity_id=envelope.entity_id,
-            as_of=given.as_of,
-            score=float(row.score),
-            points=int(row.points),
-            band=row.band,
-            reasons=[ReasonAnswer(r.name, r.title, r.value, float(r.effect)) for r in row.reasons],
-            forecasts={name: float(value) for name, value in row.forecasts.items()},
-            events=EventCounts(given.used, given.ignored),
-            flags=list(dict.fromkeys((*row.flags, *given.flags))),
-        )
-        return _json(answer)
-
-    async def _do_packages(self, request: Request) -> Response:
-        self._enter(request, "packages")
-        scorer = self._scorer()
-        every = [_summary(loaded, scorer) for loaded in scorer.packages.values()]
-        return _json(PackageList(every, scorer.default))
-
-    async def _do_package(self, request: Request) -> Response:
-        call, _ = self._enter(request, "package")
-        scorer = self._scorer()
-        loaded = scorer.pick(request.path_params["id"])
-        call.package = loaded.id
-        manifest, schema = loaded.package.manifest, loaded.package.schema
-        detail = PackageDetail(
-            **msgspec.structs.asdict(_summary(loaded, scorer)),
-            sources={
-                name: TableShape(_kinds(source.fields), schema.zone(name), source.delay)
-                for name, source in schema.sources.items()
-            },
-            profile=TableShape(_kinds(schema.profile_fields), schema.time_zone),
-            context=TableShape(_kinds(schema.context), schema.time_zone),
-            label=manifest.get("label"),
-            points=manifest.get("points"),
-            bands=manifest.get("bands"),
-            metrics=manifest.get("metrics"),
-        )
-        return _json(detail)
-
-    async def _do_live(self, request: Request) -> Response:
-        request.scope["riskfm"].route = "/v1/health/live"
-        return _json(Health("live"))
-
-    async def _do_ready(self, request: Request) -> Response:
-        request.scope["riskfm"].route = "/v1/health/ready"
-        return _json(Health("ready", len(self._scorer().packages)))
-
-    async def _do_metrics(self, request: Request) -> Response:
-        _, runtime = self._enter(request, "metrics")
-        return Response(runtime.metrics.text(), media_type=CONTENT_TYPE)
-
-    async def _do_openapi(self, request: Request) -> Response:
-        _, runtime = self._enter(request, "openapi")
-        return _json(document(runtime.version))
+    return run
 
 
-def read_envelope(body: bytes) -> Envelope:
-    """Decode the outer part of a request.
-
-    Raises:
-        ApiError: 400 for anything but JSON, 422 for a wrong member.
-    """
-    try:
-        envelope = _ENVELOPE.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise refusal(exc, "", [member.name for member in _MEMBERS]) from None
-    entity = envelope.entity_id.strip()
-    if not entity:
-        raise ApiError(422, "the entity id is empty", "entity_id")
-    return msgspec.structs.replace(envelope, entity_id=entity)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "send the body as Content-Type: application/json")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "send the body without Content-Encoding")
-    message = f"the body is larger than {limit} bytes"
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > limit:
-        raise ApiError(413, message)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise ApiError(413, message)
-        parts.append(part)
-    if not size:
-        raise ApiError(400, "the body is empty")
-    return b"".join(parts)
-
-
-def _failure(exc: Exception, call: _Call) -> Response:
+def _failure(exc: Exception, call: Call) -> Response:
     """The error answer of an exception; what is not the request's fault says nothing of itself."""
     headers: dict[str, str] = {}
     where = ""
@@ -321,36 +159,9 @@ def _failure(exc: Exception, call: _Call) -> Response:
     return Response(_ENCODER.encode(body), status, headers, "application/json")
 
 
-def _json(value: Any) -> Response:
-    return Response(_ENCODER.encode(value), media_type="application/json")
+def _starting() -> ApiError:
+    return ApiError(503, "the service is starting", headers={"Retry-After": "1"})
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise ApiError(404, "no such route")
-
-
-def _ref(loaded: Loaded) -> PackageRef:
-    manifest = loaded.package.manifest
-    return PackageRef(
-        loaded.id,
-        str(manifest.get("name", "")),
-        str(manifest.get("channel", "")),
-        str(manifest["digest"]),
-    )
-
-
-def _summary(loaded: Loaded, scorer: Scorer) -> PackageSummary:
-    manifest = loaded.package.manifest
-    return PackageSummary(
-        id=loaded.id,
-        name=str(manifest.get("name", "")),
-        channel=str(manifest.get("channel", "")),
-        digest=str(manifest["digest"]),
-        recipe=str(manifest.get("recipe", "")),
-        created_at=str(manifest.get("created_at", "")),
-        default=loaded.id == scorer.default,
-    )
-
-
-def _kinds(fields: dict[str, Field]) -> dict[str, str]:
-    return {name: spec.kind for name, spec in fields.items()}

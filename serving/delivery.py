@@ -20,13 +20,14 @@ from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 
 from foundation.errors import RiskfmError, UserError
 from foundation.strict import plain
+from serving.database import Database
 from serving.delivery_steps import STEPS, Context, JobReporter, Refused, Stopped, perform
 from serving.durable import fault_point, place_copy
 from serving.gates import DeliverySettings, load_delivery_settings
 from serving.jobs import CANCELLED, DONE, FAILED, FINAL, REFUSED, Job, JobBook
 from serving.progress import Reporter
 from serving.registry import Registry, person
-from serving.registry_tables import Database
+from serving.registry_tables import metadata
 from serving.workspace import Workspace
 
 # Raised when the order or the meaning of the steps changes: a worker of another version does not
@@ -51,7 +52,7 @@ class Delivery:
             UserError: there is none; ConfigError: its databases cannot be opened.
         """
         workspace = Workspace.open(root, create)
-        database = Database(workspace.registry_url)
+        database = Database(workspace.registry_url, metadata)
         return Delivery(workspace, Registry(database, workspace.root), JobBook(database))
 
 

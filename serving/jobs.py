@@ -18,7 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from foundation.errors import UserError, listing, nearest
-from serving.registry_tables import Database, job_log, jobs, now
+from serving.database import Database, now
+from serving.registry_tables import job_log, jobs
 
 QUEUED, RUNNING, INTERRUPTED = "queued", "running", "interrupted"
 DONE, REFUSED, FAILED, CANCELLED = "done", "refused", "failed", "cancelled"

@@ -22,7 +22,8 @@ import sqlalchemy as sa
 from foundation.errors import ArtifactError, UserError, listing, nearest
 from serving import registry_tables as tables
 from serving.champions import PACKAGES, write_champions
-from serving.registry_tables import CHALLENGER, CHAMPION, RETIRED, SHADOW, Database, now
+from serving.database import Database, now
+from serving.registry_tables import CHALLENGER, CHAMPION, RETIRED, SHADOW
 from serving.releases import (
     Release,
     as_release,

@@ -7,17 +7,9 @@ keeps a second champion of a channel out, whatever the program does.
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
-
-from foundation.errors import ConfigError
 
 SHADOW, CHALLENGER, CHAMPION, RETIRED = "shadow", "challenger", "champion", "retired"
-_LOCK = 7_251_894
 metadata = sa.MetaData()
 
 
@@ -95,70 +87,3 @@ for _table in (approvals, history):
         f"ON {_table.name} FOR EACH STATEMENT EXECUTE FUNCTION {_table.name}_append_only()",
     ):
         sa.event.listen(_table, "after_create", sa.DDL(_statement).execute_if(dialect="postgresql"))
-
-
-def now() -> str:
-    """This moment, ISO 8601 in UTC with microseconds."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-
-
-class Database:
-    """One transaction after the other on the registry's tables, made where they are missing.
-
-    Raises:
-        ConfigError: a URL nobody can open.
-    """
-
-    def __init__(self, url: str) -> None:
-        try:
-            self.engine = sa.create_engine(url, poolclass=NullPool)
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as exc:
-            raise ConfigError(
-                f"registry URL '{shown_url(url)}': {exc}; write sqlite:///FILE or "
-                "postgresql+psycopg://USER@HOST/NAME"
-            ) from None
-        if self.engine.dialect.name == "sqlite":
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
-        try:
-            with self.transaction() as connection:
-                metadata.create_all(connection)
-        except sa.exc.OperationalError as exc:
-            raise ConfigError(
-                f"registry '{shown_url(url)}' cannot be opened: {str(exc.orig).strip()}"
-            ) from None
-
-    @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """All or nothing, and alone: changes of other processes wait until this one is done."""
-        with self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            yield connection
-
-    def insert_missing(self, connection: sa.Connection, table: sa.Table, **row: object) -> bool:
-        """Insert a row unless its key is there; whether it was inserted."""
-        keys = {c.name: row[c.name] for c in table.primary_key}
-        there = connection.execute(sa.select(sa.literal(1)).select_from(table).filter_by(**keys))
-        if there.first() is not None:
-            return False
-        connection.execute(table.insert().values(**row))
-        return True
-
-
-def shown_url(url: str) -> str:
-    """A URL without its password."""
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url.split("@")[-1]
-
-
-def _prepare_sqlite(connection: object, record: object) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]
-    for pragma in ("busy_timeout = 30000", "foreign_keys = ON", "synchronous = FULL"):
-        connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

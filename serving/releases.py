@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from foundation.errors import UserError, nearest
 from serving import registry_tables as tables
-from serving.registry_tables import now
+from serving.database import now
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 

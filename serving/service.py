@@ -16,9 +16,10 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.api import Application, Runtime
+from serving.api import Application
 from serving.audit import DecisionLog
 from serving.keys import KeyRing
+from serving.runtime import Runtime
 from serving.scorer import Scorer
 from serving.settings import Settings, load_settings
 

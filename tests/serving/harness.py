@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 
-from serving.api import Application, Runtime
+from serving.api import Application
 from serving.audit import DecisionLog
 from serving.keys import KeyRing, create_key
+from serving.runtime import Runtime
 from serving.scorer import Scorer
 from serving.settings import Settings
 from tests.serving.fake_package import Package, write_package

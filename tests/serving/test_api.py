@@ -17,7 +17,7 @@ from foundation.errors import ArtifactError, ConfigError
 from serving.audit import verify_log
 from serving.keys import create_key, revoke_key
 from serving.messages import CODES
-from serving.openapi import OPERATIONS
+from serving.routes.catalogue import OPERATIONS
 from serving.scorer import Scorer
 from serving.settings import Settings
 from tests.serving.fake_package import Package, request_of, write_package

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from foundation.errors import ArtifactError, ConfigError, UserError
 from serving import registry_tables as tables
 from serving.champions import champion_packages
+from serving.database import Database
 from serving.registry import Registry
-from serving.registry_tables import Database
+from serving.registry_tables import metadata
 from serving.releases import person
 from tests.serving.installed_packages import install
 
@@ -31,7 +32,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def opened(folder: Path) -> Registry:
     """The registry of a folder, its channels added."""
-    made = Registry(Database(f"sqlite:///{folder}/registry.db"), folder)
+    made = Registry(Database(f"sqlite:///{folder}/registry.db", metadata), folder)
     for channel in ("cards", "loans"):
         made.set_channel("acme", channel, {"store": "s"}, "root")
     return made
@@ -208,7 +209,7 @@ def test_names_and_urls_are_checked(registry: Registry) -> None:
         registry.release("acme/cards/9")
     with pytest.raises(UserError, match="say who you are"):
         person("  ")
-    with pytest.raises(ConfigError, match="registry URL 'nosql://'"):
+    with pytest.raises(ConfigError, match="database URL 'nosql://'"):
         Database("nosql://")
     with pytest.raises(ConfigError, match="cannot be opened"):
         Database("sqlite:////no/such/folder/registry.db")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from foundation.schema import schema_from_dict
 from foundation.tables import parse_times
-from serving.api import read_envelope
 from serving.messages import ApiError
 from serving.requests import RequestReader, ScoringInput
+from serving.routes.scoring import read_envelope
 from serving.times import Clock
 from tests.serving.fake_package import SCHEMA, Package, request_of
 

@@ -1,0 +1,104 @@
+"""A database of the service: SQLite or PostgreSQL through SQLAlchemy core.
+
+One transaction after the other; moments are ISO 8601 texts in UTC. Each subject keeps its tables in
+a `MetaData` of its own and hands it over when it opens the database.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from foundation.errors import ConfigError
+
+_LOCK = 7_251_894
+_READING = "riskfm_reading"
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC with microseconds."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+
+
+class Database:
+    """One transaction after the other on some tables, made where they are missing.
+
+    Args:
+        url: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.
+        schemas: tables to make at once; others follow with `make`.
+    Raises:
+        ConfigError: a URL nobody can open.
+    """
+
+    def __init__(self, url: str, *schemas: sa.MetaData) -> None:
+        try:
+            self.engine = sa.create_engine(url, poolclass=NullPool)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as exc:
+            raise ConfigError(
+                f"database URL '{shown_url(url)}': {exc}; write sqlite:///FILE or "
+                "postgresql+psycopg://USER@HOST/NAME"
+            ) from None
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+        try:
+            self.make(*schemas)
+        except sa.exc.OperationalError as exc:
+            raise ConfigError(
+                f"database '{shown_url(url)}' cannot be opened: {str(exc.orig).strip()}"
+            ) from None
+
+    def make(self, *schemas: sa.MetaData) -> None:
+        """Make tables that are missing; safe beside other processes doing the same."""
+        with self.transaction() as connection:
+            for schema in schemas:
+                schema.create_all(connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """All or nothing, and alone: changes of other processes wait until this one is done."""
+        with self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One consistent view of the data; waits for nobody."""
+        with self.engine.connect() as plain:
+            connection = plain.execution_options(**{_READING: True})
+            with connection.begin():
+                yield connection
+
+    def insert_missing(self, connection: sa.Connection, table: sa.Table, **row: object) -> bool:
+        """Insert a row unless its key is there; whether it was inserted."""
+        keys = {c.name: row[c.name] for c in table.primary_key}
+        there = connection.execute(sa.select(sa.literal(1)).select_from(table).filter_by(**keys))
+        if there.first() is not None:
+            return False
+        connection.execute(table.insert().values(**row))
+        return True
+
+
+def shown_url(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url.split("@")[-1]
+
+
+def _prepare_sqlite(connection: object, record: object) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]
+    pragmas = ("busy_timeout = 30000", "journal_mode = WAL", "foreign_keys = ON")
+    for pragma in (*pragmas, "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    reading = connection.get_execution_options().get(_READING)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
