@@ -240,13 +240,12 @@ def own_baselines(package: Package, table: FeatureTable) -> dict[str, np.ndarray
     if package.manifest["recipe"] in BASELINES:
         return {}
     out: dict[str, np.ndarray] = {}
-    for head, record in zip(package.heads, package.manifest["heads"], strict=True):
-        found = HEAD.match(Path(record["file"]).stem)
+    parts = package.column_logits(table)
+    for head in package.heads:
+        found = HEAD.match(head.name)
         name = found.group(1) if found else ""
-        if name in BASELINES and head.columns:
-            x = np.ascontiguousarray(table.matrix(head.columns))
-            part = head.session.run(None, {"x": x})[0].reshape(-1).astype(np.float64)
-            out[name] = out.get(name, 0.0) + head.weight * part
+        if name in BASELINES and head.name in parts:
+            out[name] = out.get(name, 0.0) + head.weight * parts[head.name]
     return {name: out[name] for name in BASELINES if name in out}
 
 

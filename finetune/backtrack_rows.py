@@ -217,7 +217,7 @@ class PieceFeatures:
             frames = {}
             if name:
                 frames[name] = self.reader.frame(name, piece, self.fields.get(name, ()))
-            timeline = build_timeline(schema, frames)
+            timeline = build_timeline(schema, frames, grouped=True)
             found = cut(timeline, ids, as_of_us)
             seen.add(timeline, found)
             if len(places):

@@ -44,7 +44,10 @@ from foundation.history import entity_index
 from foundation.schema import fingerprint
 from foundation.store import EventStore
 
-PIECE_EVENTS = 1_000_000
+# Events held at once by a worker: aggregates keep a few numbers of each, a network's tokens many.
+AGGREGATE_EVENTS, PIECE_EVENTS = 8_000_000, 1_000_000
+# Small buckets are read together up to this many: enough for every worker to have some.
+GROUP_EVENTS = 2_500_000
 UNFINISHED, JOB, PARTS, FEATURES = ".unfinished", "job.json", "parts", "features"
 AGGREGATES = "aggregates.json"
 Progress = Callable[[int, int], None]
@@ -58,7 +61,7 @@ class BacktrackInputs:
         backbone: its directory; None for aggregates alone.
         aggregates: a specification to use instead of one fitted before the earliest as_of.
         blocks: of `aggregates`, `forecasts`, `embeddings`; empty for all there are.
-        limit: events (and samples) held at once by a worker.
+        limit: events (and samples) held at once by a worker; None for what the blocks allow.
     """
 
     store: Path
@@ -66,7 +69,7 @@ class BacktrackInputs:
     backbone: Path | None = None
     aggregates: Path | None = None
     blocks: tuple[str, ...] = ()
-    limit: int = PIECE_EVENTS
+    limit: int | None = None
 
 
 def run_backtrack(
@@ -87,6 +90,7 @@ def run_backtrack(
         UserError: the directory holds another job, or one that is running.
     """
     blocks = _blocks(inputs)
+    limit = inputs.limit or (AGGREGATE_EVENTS if blocks == ("aggregates",) else PIECE_EVENTS)
     store = EventStore.open(inputs.store)
     samples = read_samples(inputs.samples, store.schema, need_labels=False, keep_duplicates=True)
     facts = {
@@ -95,7 +99,7 @@ def run_backtrack(
         "backbone": _backbone_digest(inputs.backbone, store),
         "aggregates": file_digest(inputs.aggregates) if inputs.aggregates else None,
         "blocks": list(blocks),
-        "limit": inputs.limit,
+        "limit": limit,
         "code": code_version(),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,7 @@ def run_backtrack(
             return finished
         work, store = _open_work(output, facts, store)
         with tempfile.TemporaryDirectory() as scratch:
-            job = _Job(inputs, store, samples, work, blocks, Path(scratch))
+            job = _Job(inputs, store, samples, work, blocks, Path(scratch), limit)
             parts = job.run(workers or os.cpu_count() or 1, progress)
         certificate = make_certificate(facts, store, samples, job.sources, parts)
         (work / PARTS).rename(output / FEATURES)
@@ -127,8 +131,9 @@ class _Job:
         work: Path,
         blocks: tuple[str, ...],
         scratch: Path,
+        limit: int,
     ) -> None:
-        self.samples, self.work, self.limit = samples, work, inputs.limit
+        self.samples, self.work, self.limit = samples, work, limit
         self.reader = BucketReader(store)
         spec, builder, self.sources = feature_makers(
             inputs, store, samples, blocks, scratch, lambda: self._spec(inputs)
@@ -143,7 +148,7 @@ class _Job:
         where = inputs.aggregates or (kept if kept.is_file() else None)
         if where is not None:
             return AggregateSpec.from_json(where.read_text(encoding="utf-8"), str(where))
-        return fit_aggregates(self.reader, self.samples, inputs.limit)
+        return fit_aggregates(self.reader, self.samples, min(self.limit, PIECE_EVENTS))
 
     def run(self, workers: int, progress: Progress | None) -> list[dict[str, Any]]:
         """Every part in order: `file`, `sha256` and `counts`."""
@@ -159,11 +164,18 @@ class _Job:
         edges = np.concatenate([[0], np.cumsum(asked)])
         present, first = np.unique(bucket[order], return_index=True)
         ends = [*first[1:].tolist(), len(order)]
-        held = self.reader.files  # read here, once, not by every thread
-        del held
+        buckets, first = present.tolist(), first.tolist()
+        rows = [int(edges[z] - edges[a]) for a, z in zip(first, ends, strict=True)]
+        groups = self.reader.groups(buckets, rows, min(self.limit, GROUP_EVENTS))
 
-        def plan(b: int, start: int, stop: int) -> list[tuple[Piece, np.ndarray]]:
-            pieces = self.reader.pieces(b, ids[order[start:stop]], asked[start:stop], self.limit)
+        def plan(group: range) -> list[tuple[Piece, np.ndarray]]:
+            start, stop = first[group.start], ends[group.stop - 1]
+            here = ids[order[start:stop]]
+            if len(group) > 1:
+                pieces = [Piece(tuple(buckets[k] for k in group), 0, here.sort())]
+            else:
+                one = buckets[group.start]
+                pieces = self.reader.pieces(one, here, asked[start:stop], self.limit)
             out = []
             for piece in pieces:
                 stop = start + len(piece.entity_ids)
@@ -174,8 +186,7 @@ class _Job:
         done = 0
         with ThreadPoolExecutor(workers) as pool:
             try:
-                spans = zip(present.tolist(), first.tolist(), ends, strict=True)
-                plans = [pool.submit(plan, *span) for span in spans]
+                plans = [pool.submit(plan, group) for group in groups]
                 tasks = [pool.submit(self.part, *task) for p in plans for task in p.result()]
                 for task in as_completed(tasks):
                     done += task.result()["counts"]["samples"]

@@ -16,15 +16,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import polars as pl
 
+from finetune.adapters import AdaptedSession
 from finetune.calibration import Platt, VennAbers, calibration_from_dict
+from finetune.export import read_heads
 from finetune.features import open_session, run_tuned
 from finetune.heads import Head
 from finetune.package import Package
@@ -60,7 +61,11 @@ class Source:
     _sessions: list[Any] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        self._sessions = [open_session(h.model.SerializeToString()) for h in self.heads]
+        for head in self.heads:
+            session = open_session(head.model.SerializeToString())
+            if head.adapter is not None:
+                session = AdaptedSession(session, head.adapter, head.name)
+            self._sessions.append(session)
 
     @property
     def reads_histories(self) -> bool:
@@ -82,7 +87,7 @@ class Source:
     def scaled(self, weight: float) -> tuple[list[Head], float]:
         """The heads and the constant of `weight` times its log-odds."""
         heads = [
-            Head(f"{self.name}_{h.name}", h.columns, h.model, h.weight * self.slope * weight)
+            replace(h, name=f"{self.name}_{h.name}", weight=h.weight * self.slope * weight)
             for h in self.heads
         ]
         return heads, weight * (self.slope * self.offset + self.intercept)
@@ -110,14 +115,10 @@ def read_sources(
         _check_same_ground(path, manifest, backbone, package.builder.spec, spec)
         calibration = calibration_from_dict(manifest["calibration"])
         straight = calibration if isinstance(calibration, Platt | VennAbers) else Platt()
-        heads = [
-            Head(Path(h["file"]).stem, tuple(h["columns"]), _graph(path, h["file"]), h["weight"])
-            for h in manifest["heads"]
-        ]
         out.append(
             Source(
                 f"{manifest['channel']}{len(out)}",
-                heads,
+                read_heads(path, manifest),
                 float(manifest["offset"]),
                 straight.slope,
                 straight.intercept,
@@ -125,10 +126,6 @@ def read_sources(
             )
         )
     return out
-
-
-def _graph(path: str | Path, file: str) -> onnx.ModelProto:
-    return onnx.load_model_from_string((Path(path) / file).read_bytes())
 
 
 def _check_same_ground(

@@ -249,7 +249,7 @@ def recipe(facts: Facts) -> Section:
         out.item("Recipe {name} was left out: {reason}", name=name, reason=reason)
     heads: list[tuple[Cell, ...]] = [
         (
-            facts.show("text", MANIFEST, "heads", i, "file"),
+            facts.show("text", MANIFEST, "heads", i, "name"),
             facts.show("size", MANIFEST, "heads", i, "columns"),
             facts.show("fixed4", MANIFEST, "heads", i, "weight"),
         )

@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ import numpy as np
 import onnx
 import polars as pl
 
+from finetune.adapters import SUFFIX, read_adapter, write_adapter
 from finetune.features import Population
+from finetune.golden import frame_record
 from finetune.heads import Head
+from finetune.joined_heads import join_heads, single_head
 from finetune.package import (
     FORMAT,
     TOLERANCE,
     Package,
-    frame_record,
     manifest_digest,
     population_times,
+    read_columns,
 )
 from finetune.table import Column
 from foundation.aggregates import AggregateSpec
@@ -47,7 +50,6 @@ class PackageParts:
         history: path of the backbone's ONNX graph, or None.
         forecasters: the boosted forecasters' graph, or None.
         columns: every column of the feature table, in its order.
-        fine_tuned: file name -> ONNX bytes of heads that read histories themselves, with weight.
         reference: [F] development reference of every column, for reasons.
         calibration, points, bands: see `finetune.calibration` and `Package.band`.
         lineage: store version, fingerprints, seeds, code version.
@@ -113,7 +115,7 @@ def write_package(
     rows = golden_choice(population, expected)
     partial = path.with_name(f".{path.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "heads").mkdir(parents=True)
+    partial.mkdir(parents=True)
     manifest = _write_files(partial, parts, population, rows, expected)
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     package = Package.load(partial)
@@ -207,7 +209,7 @@ def golden_record(
         )
         profile = frame_record(_renamed(stamped, wanted))
     samples = pl.DataFrame({"entity_id": names, "as_of": wanted["_as_of"]})
-    if population.context is not None:
+    if isinstance(population.context, pl.DataFrame):
         samples = samples.hstack(population.context[rows])
     return {
         "events": events,
@@ -240,11 +242,11 @@ def _write_files(
     if parts.forecasters is not None:
         (path / "forecasters.onnx").write_bytes(parts.forecasters.SerializeToString())
         graphs["forecasters"] = "forecasters.onnx"
-    heads = []
-    for i, head in enumerate(parts.heads):
-        file = f"heads/{i:02d}_{head.name}.onnx"
-        (path / file).write_bytes(head.model.SerializeToString())
-        heads.append({"file": file, "columns": list(head.columns), "weight": float(head.weight)})
+    columns = [
+        {"name": c.name, "block": c.block, "kind": c.kind, "group": c.group, "title": c.title}
+        for c in parts.columns
+    ]
+    heads = _write_heads(path, parts.heads, columns, graphs)
     files = {
         str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in sorted(path.rglob("*"))
@@ -273,10 +275,7 @@ def _write_files(
         "network_targets": list(parts.network_targets),
         "based_targets": list(parts.based_targets),
         "forecast_titles": parts.titles,
-        "columns": [
-            {"name": c.name, "block": c.block, "kind": c.kind, "group": c.group, "title": c.title}
-            for c in parts.columns
-        ],
+        "columns": columns,
         "heads": heads,
         "offset": float(parts.offset),
         "calibration": parts.calibration,
@@ -290,3 +289,54 @@ def _write_files(
     }
     digest = manifest_digest(manifest)
     return {"id": f"{parts.name}-{digest[:8]}", "digest": digest, **manifest}
+
+
+def _write_heads(
+    path: Path, heads: list[Head], columns: list[dict[str, Any]], graphs: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Write the heads: one graph of those that read columns, graph and adapter of each tuned one.
+
+    Args:
+        graphs: kind -> file; gets `heads`.
+    Returns:
+        what the manifest says of each: name, columns, weight, and of a tuned one its files.
+    """
+    named = [replace(head, name=f"{i:02d}_{head.name}") for i, head in enumerate(heads)]
+    records: list[dict[str, Any]] = [
+        {"name": h.name, "columns": list(h.columns), "weight": float(h.weight)} for h in named
+    ]
+    columnar = [head for head in named if head.columns]
+    if columnar:
+        read = read_columns({"heads": records, "columns": columns})
+        graphs["heads"] = "heads.onnx"
+        (path / "heads.onnx").write_bytes(join_heads(columnar, read).SerializeToString())
+    written: dict[bytes, str] = {}
+    for head, record in zip(named, records, strict=True):
+        if head.adapter is None:
+            continue
+        graph = head.model.SerializeToString()
+        record["graph"] = written.setdefault(graph, f"tuned_{len(written)}.onnx")
+        record["adapter"] = f"adapters/{head.name}{SUFFIX}"
+        (path / "adapters").mkdir(exist_ok=True)
+        (path / record["graph"]).write_bytes(graph)
+        write_adapter(path / record["adapter"], head.adapter)
+    return records
+
+
+def read_heads(path: str | Path, manifest: dict[str, Any]) -> list[Head]:
+    """The heads of a package as they were before it was written, under their names in it."""
+    path = Path(path)
+    joined = None
+    if "heads" in manifest["graphs"]:
+        joined = onnx.load_model_from_string((path / manifest["graphs"]["heads"]).read_bytes())
+    out = []
+    for head in manifest["heads"]:
+        name, columns = head["name"], tuple(head["columns"])
+        if columns:
+            assert joined is not None
+            model, adapter = single_head(joined, name, len(columns)), None
+        else:
+            model = onnx.load_model_from_string((path / head["graph"]).read_bytes())
+            adapter = read_adapter(path / head["adapter"])
+        out.append(Head(name, columns, model, head["weight"], adapter))
+    return out

@@ -9,10 +9,11 @@ Shapes: S samples, F columns, T forecast targets, D width of the backbone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from threading import Event
 
 import numpy as np
@@ -24,6 +25,7 @@ from foundation.aggregates import AggregateSpec
 from foundation.batching import history_batches, query_rows
 from foundation.columns import AggregateColumn
 from foundation.history import Cut, ProfileHistory, Timeline, cut
+from foundation.row_table import RowTable
 from foundation.schema import Schema
 from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
 
@@ -35,6 +37,12 @@ BESIDE = 16
 TINY = 1e-7
 WORTH_A_THREAD = 48
 Progress = Callable[[int, int], None]
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """Threads for history graphs that run beside the aggregates, for all builders of a process."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="history")
 
 
 def open_session(graph: str | bytes, threads: int = 1) -> ort.InferenceSession:
@@ -63,7 +71,7 @@ class Population:
     profile: ProfileHistory | None
     entity_ids: pl.Series
     as_of_us: np.ndarray
-    context: pl.DataFrame | None
+    context: pl.DataFrame | RowTable | None
 
     def __len__(self) -> int:
         return len(self.as_of_us)
@@ -180,10 +188,6 @@ class FeatureBuilder:
                 total[:, t] += np.log(base / (1 - base))
         return (1.0 / (1.0 + np.exp(-total))).astype(np.float32)
 
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="history")
-
     def _begin(
         self, histories: Histories, batch_size: int, progress: Progress | None
     ) -> Future[tuple[np.ndarray, np.ndarray]]:
@@ -200,7 +204,7 @@ class FeatureBuilder:
             finally:
                 begun.set()
 
-        future = self._thread.submit(run)
+        future = _beside().submit(run)
         begun.wait()
         return future
 

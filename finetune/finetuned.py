@@ -9,6 +9,8 @@ and zero epochs, the probe itself, is always among the choices.
   frozen history is encoded once, not once per epoch.
 * `lora`: low-rank updates of every matrix of the blocks (Hu et al. 2022, by `peft`).
 
+Either leaves the backbone as it is and makes a small adapter: prompt or updates, and the readout.
+
 Shapes: B batch, L events, D width, M prompt tokens, S samples.
 """
 
@@ -112,27 +114,36 @@ class TunedBackbone(nn.Module):
 
 @dataclass
 class FittedTuned:
-    """A tuned backbone; reads raw histories."""
+    """A tuned backbone; reads raw histories.
+
+    Attributes:
+        model: with what was learnt folded in.
+        base: the backbone it was tuned from.
+        adapter: what was learnt, by the names of `finetune.tuned_graph`.
+    """
 
     name: str
     model: TunedBackbone
-    settings: FineTuneSettings
+    base: RiskBackbone
+    adapter: dict[str, np.ndarray]
     detail: dict[str, Any] = field(default_factory=dict)
     offset: float = 0.0
 
     def logit(self, table: FeatureTable) -> np.ndarray:
         """[S] float64 logits."""
-        out = np.empty(len(table))
-        with torch.no_grad():
-            for rows, batch in _batches(table, 64):
-                out[rows] = self.model(**batch).double().numpy()
-        return out
+        return _logit(self.model, table)
 
     def heads(self) -> list[Head]:
-        """One graph that reads histories itself, proved against torch."""
-        from finetune.history_graph import tuned_graph
+        """The graph that tuned channels of the backbone share, and the adapter: proved together.
 
-        return [Head(self.name, (), tuned_graph(self.model))]
+        Raises:
+            ParityError: they differ from the tuned model.
+        """
+        from finetune.tuned_graph import prove_shared, shared_graph
+
+        graph = shared_graph(self.base, self.adapter)
+        prove_shared(graph, self.adapter, self.model)
+        return [Head(self.name, (), graph, adapter=self.adapter)]
 
 
 @dataclass(frozen=True)
@@ -164,9 +175,9 @@ class TunedRecipe:
         fold = assign_folds(y, groups, 4, 1, seed)[0]
         kept, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
         rehearsal = self._start(table.take(kept), y[kept], weight[kept], groups[kept], seed)
-        losses = [_loss(rehearsal, self.settings, table.take(held), y[held], weight[held])]
+        losses = [_loss(rehearsal, table.take(held), y[held], weight[held])]
         for epoch in self._train(rehearsal, table.take(kept), y[kept], weight[kept], seed):
-            losses.append(_loss(rehearsal, self.settings, table.take(held), y[held], weight[held]))
+            losses.append(_loss(rehearsal, table.take(held), y[held], weight[held]))
             if epoch + 1 - int(np.argmin(losses)) >= self.settings.patience:
                 break
         epochs = int(np.argmin(losses))
@@ -174,7 +185,8 @@ class TunedRecipe:
         for _ in itertools.islice(self._train(model, table, y, weight, seed), epochs):
             pass
         detail = {"epochs": epochs, "held_out_log_loss": [round(v, 4) for v in losses]}
-        return FittedTuned(self.name, _merged(model), self.settings, detail)
+        adapter = _adapter(model)
+        return FittedTuned(self.name, _merged(model), self.backbone, adapter, detail)
 
     def _start(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
@@ -286,15 +298,18 @@ def _states(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
     return out
 
 
-def _loss(
-    model: TunedBackbone,
-    settings: FineTuneSettings,
-    table: FeatureTable,
-    y: np.ndarray,
-    weight: np.ndarray,
-) -> float:
+def _logit(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
+    """[S] float64 logits."""
+    out = np.empty(len(table))
+    with torch.no_grad():
+        for rows, batch in _batches(table, 64):
+            out[rows] = model(**batch).double().numpy()
+    return out
+
+
+def _loss(model: TunedBackbone, table: FeatureTable, y: np.ndarray, weight: np.ndarray) -> float:
     """Weighted log-loss of a model on rows."""
-    logit = FittedTuned("", model, settings).logit(table)
+    logit = _logit(model, table)
     losses = np.logaddexp(0, np.where(y == 1, -logit, logit))
     return float(np.average(losses, weights=weight))
 
@@ -310,6 +325,24 @@ def _batches(table: FeatureTable, size: int) -> Iterator[tuple[np.ndarray, Batch
 def _index(days: torch.Tensor) -> torch.Tensor:
     """[B, L] float32 event index."""
     return torch.arange(days.shape[1], dtype=days.dtype).expand_as(days)
+
+
+def _adapter(model: TunedBackbone) -> dict[str, np.ndarray]:
+    """What a model has learnt beside its backbone, by the names of `finetune.tuned_graph`."""
+    from peft.tuners.lora import LoraLayer
+
+    from finetune.tuned_graph import DOWN, UP
+
+    with torch.no_grad():
+        tensors = {"readout": model.scale * model.weight, "bias": model.bias.reshape(1)}
+        if model.prompt is not None:
+            tensors["prompt"] = model.prompt
+        for name, layer in model.backbone.named_modules():
+            if isinstance(layer, LoraLayer):
+                (update,) = layer.active_adapters
+                up = layer.lora_B[update].weight * layer.scaling[update]
+                tensors |= {name + DOWN: layer.lora_A[update].weight.T, name + UP: up.T}
+        return {name: np.array(tensor.numpy(), order="C") for name, tensor in tensors.items()}
 
 
 def _merged(model: TunedBackbone) -> TunedBackbone:

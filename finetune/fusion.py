@@ -11,7 +11,7 @@ Shapes: S samples.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class WeightedRecipes:
     def heads(self) -> list[Head]:
         """The heads of the members, weighted."""
         return [
-            Head(f"{self.name}_{i}_{head.name}", head.columns, head.model, head.weight * weight)
+            replace(head, name=f"{self.name}_{i}_{head.name}", weight=head.weight * weight)
             for i, (member, weight) in enumerate(zip(self.members, self.weights, strict=True))
             for head in member.heads()
         ]

@@ -33,14 +33,17 @@ class Head:
     Attributes:
         name: unique within a package.
         columns: feature names in the order of `x`.
-        model: ONNX graph, `x [B, f] float32` to `logit [B] float32`.
+        model: ONNX graph, `x [B, f] float32` to `logit [B] float32`; without columns, the tuned
+            graph of a backbone, which reads histories.
         weight: factor of its logit in the total.
+        adapter: what makes a tuned graph this channel's; see `finetune.tuned_graph`.
     """
 
     name: str
     columns: tuple[str, ...]
     model: onnx.ModelProto
     weight: float = 1.0
+    adapter: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

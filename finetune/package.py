@@ -1,17 +1,21 @@
 """The exported model: a directory that scores by itself, without torch and without pickle.
 
 Loading verifies every file's digest, the fingerprints and the golden rows before anything may be
-scored. Rows get the same score alone, in a batch, offline and online.
+scored. Rows get the same score alone, in a batch, offline and online, and from several threads at
+once. Packages that are given the same `Sessions` hold their backbone, tokenizer and columns once.
 
-Shapes: S samples, F columns.
+Shapes: S samples, F columns, c columns that heads read.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +23,25 @@ import numpy as np
 import onnxruntime as ort
 import polars as pl
 
+from finetune.adapters import AdaptedSession, read_adapter
 from finetune.calibration import apply_calibration, points
-from finetune.features import (
-    FeatureBuilder,
-    Histories,
-    Population,
-    Progress,
-    open_session,
-    run_tuned,
-)
+from finetune.features import Histories, Population, Progress, run_tuned
+from finetune.golden import golden_frames
+from finetune.ground import Ground, shared_ground
 from finetune.history_reasons import field_effects, field_reasons
 from finetune.reasons import Reason, group_effects, top_reasons
+from finetune.sessions import Sessions, open_heads, read_verified
 from finetune.table import FeatureTable
-from foundation.aggregates import AggregateSpec
 from foundation.errors import ArtifactError, ParityError
 from foundation.history import build_profile, build_timeline
-from foundation.schema import Schema, fingerprint, schema_from_dict
-from foundation.tokenizer import Tokenizer
+from foundation.schema import Schema
 
-FORMAT = 2
+FORMAT = 3
 TOLERANCE = 1e-5
+# Memory of a package beside what it shares, measured: a byte of heads takes so many once they are
+# a session, a byte of the manifest so many as objects.
+PER_HEAD_BYTE = 6.0
+PER_MANIFEST_BYTE = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,58 +69,79 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Head:
-    """One graph of the model: reads `columns`, weighs in with `weight`.
+    """One part of the model: reads `columns`, weighs in with `weight`.
 
-    A head without columns reads the history itself (fine-tuned recipes).
+    A head without columns reads the history itself (fine-tuned recipes), by a session of its own;
+    the others are outputs of one graph, by their names.
     """
 
-    session: ort.InferenceSession
+    name: str
     columns: tuple[str, ...]
     weight: float
+    session: AdaptedSession | None = None
 
 
 class Package:
-    """A verified package, ready to score.
+    """A verified package, ready to score; safe to use from several threads.
 
     Attributes:
         manifest: the package's description; see `finetune.export`.
         schema: the schema it reads.
+        own_bytes: memory beside what it shares with other packages, about.
     """
 
     def __init__(
         self,
         manifest: dict[str, Any],
-        builder: FeatureBuilder,
+        ground: Ground,
         heads: list[Head],
-        reference: np.ndarray,
-        golden: dict[str, Any],
+        columnar: ort.InferenceSession | None,
+        golden: bytes,
+        own_bytes: int,
     ) -> None:
         self.manifest = manifest
-        self.builder = builder
-        self.schema: Schema = builder.schema
+        self._ground = ground  # held as long as the package, so that others find it
+        self.builder = copy.copy(ground.builder)
+        self.schema: Schema = self.builder.schema
         self.heads = heads
-        self.reference = reference
-        self.golden = golden
-        self.used = frozenset(c for head in heads for c in head.columns)
+        self.own_bytes = own_bytes
+        self._columnar = columnar
+        self._golden = zlib.compress(golden, 1)
+        self.reference = np.array(
+            [np.nan if v is None else v for v in manifest["reference"]], dtype=np.float32
+        )
+        self._read = read_columns(manifest)
+        self.used = frozenset(self._read)
         blocks = {c["block"] for c in manifest["columns"] if c["name"] in self.used}
         self.blocks = frozenset(blocks | {"forecast"})
         self.needs_history = any(not head.columns for head in heads)
         # The answer lists the boosted forecasts. Those of the network join them only where its
         # graph has to run: where a head reads it, or where there are no others.
-        self.network = not builder.boosted_targets or any(
+        self.network = not self.builder.boosted_targets or any(
             c["name"] in self.used
             and (c["block"] == "embedding" or c["name"].startswith("network."))
             for c in manifest["columns"]
         )
         # Everything a head or the boosted forecasters read; the rest is not computed.
-        read = forecaster_inputs(builder)
-        self.only = None if read is None else self.used | read
-        self._places: tuple[Any, list[np.ndarray], list[int]] = ((), [], [])
+        self.only = None if ground.inputs is None else self.used | ground.inputs
+        # Replaced as a whole, so that every thread sees parts of one table.
+        self._places: tuple[Any, np.ndarray, list[int]] = ((), np.zeros(0, np.int64), [])
 
     @classmethod
-    def load(cls, path: str | Path, verify: bool = True, threads: int = 1) -> Package:
+    def load(
+        cls,
+        path: str | Path,
+        verify: bool = True,
+        threads: int = 1,
+        sessions: Sessions | None = None,
+    ) -> Package:
         """Open a package directory.
 
+        Args:
+            verify: compare every file with its digest and score the golden rows. These are scored
+                once in a process for a package whose content has not changed.
+            threads: of its sessions, where it does not share them.
+            sessions: what it shares with other packages; None shares nothing.
         Raises:
             ArtifactError: missing or altered files, another format, golden rows that do not
                 reproduce.
@@ -126,35 +150,37 @@ class Package:
         manifest = read_manifest(path)
         if verify:
             verify_files(path, manifest)
-        schema = schema_from_dict(manifest["schema"], f"{path}: schema")
-        tokenizer = Tokenizer.from_json((path / "tokenizer.json").read_text(encoding="utf-8"))
-        spec = AggregateSpec.from_json((path / "aggregates.json").read_text(encoding="utf-8"))
-        _require(fingerprint(schema) == manifest["schema_fingerprint"], path, "schema")
-        _require(tokenizer.fingerprint == manifest["tokenizer_fingerprint"], path, "tokenizer")
-        builder = FeatureBuilder(
-            schema=schema,
-            tokenizer=tokenizer,
-            spec=spec,
-            history=_session(path, manifest["graphs"].get("history"), threads),
-            forecasters=_session(path, manifest["graphs"].get("forecasters"), threads),
-            boosted_targets=tuple(manifest["boosted_targets"]),
-            network_targets=tuple(manifest["network_targets"]),
-            based_targets=tuple(manifest["based_targets"]),
-            titles=manifest["forecast_titles"],
-            max_events=manifest["max_events"],
-        )
+        sessions = Sessions(threads=threads) if sessions is None else sessions
+        ground = shared_ground(path, manifest, sessions)
+        manifest["columns"] = ground.columns
+        columnar, own_bytes = None, 0.0
+        file = manifest["graphs"].get("heads")
+        if file:
+            own_bytes += PER_HEAD_BYTE * len(read_verified(path / file, manifest["files"][file]))
+            columnar = open_heads(path / file, sessions.threads)
         heads = []
         for head in manifest["heads"]:
-            session = open_session(str(path / head["file"]), threads)
-            heads.append(Head(session, tuple(head["columns"]), head["weight"]))
-        golden = json.loads((path / "golden.json").read_text(encoding="utf-8"))
-        reference = np.array(
-            [np.nan if v is None else v for v in manifest["reference"]], dtype=np.float32
-        )
-        package = cls(manifest, builder, heads, reference, golden)
-        if verify:
+            head["columns"] = [ground.names[c] for c in head["columns"]]
+            session = None
+            if not head["columns"]:
+                shared = sessions.open(path / head["graph"], manifest["files"][head["graph"]])
+                adapter = read_adapter(path / head["adapter"])
+                session = AdaptedSession(shared, adapter, path / head["adapter"])
+                own_bytes += sum(tensor.nbytes for tensor in adapter.values())
+            heads.append(Head(head["name"], tuple(head["columns"]), head["weight"], session))
+        golden = read_verified(path / "golden.json", manifest["files"]["golden.json"])
+        own_bytes += PER_MANIFEST_BYTE * (path / "manifest.json").stat().st_size
+        package = cls(manifest, ground, heads, columnar, golden, int(own_bytes))
+        if verify and not sessions.proved(manifest["digest"]):
             package.check_golden()
+            del package.golden
+            sessions.note_proved(manifest["digest"])
         return package
+
+    @cached_property
+    def golden(self) -> dict[str, Any]:
+        """The golden rows; unpacked where they are asked for."""
+        return dict(json.loads(zlib.decompress(self._golden)))
 
     @property
     def id(self) -> str:
@@ -195,7 +221,7 @@ class Package:
         explained: list[tuple[Reason, ...]] = [()] * len(population)
         if reasons:
             explained = self.reasons(table)
-        _, listed = self._read(table)
+        _, listed = self._where(table)
         names = [table.columns[i].name for i in listed]
         forecasts = table.values[:, listed]
         moments = population_times(population)
@@ -228,31 +254,48 @@ class Package:
             network=self.network,
         )
 
-    def _read(self, table: FeatureTable) -> tuple[list[np.ndarray], list[int]]:
-        """Places of every head's columns in a table, and of the forecasts; kept from call to call.
+    def _where(self, table: FeatureTable) -> tuple[np.ndarray, list[int]]:
+        """Places of the columns heads read, [c], and of the forecasts; kept from call to call.
 
         The builder gives every table of a kind the same tuple of columns.
         """
-        columns, heads, listed = self._places
+        columns, read, listed = self._places
         if columns is not table.columns:
             index = {c.name: i for i, c in enumerate(table.columns)}
-            heads = [np.array([index[c] for c in h.columns], dtype=np.int64) for h in self.heads]
+            read = np.array([index[c] for c in self._read], dtype=np.int64)
             listed = [i for i, c in enumerate(table.columns) if c.block == "forecast"]
-            self._places = (table.columns, heads, listed)
-        return heads, listed
+            self._places = (table.columns, read, listed)
+        return read, listed
 
     def logit(self, table: FeatureTable) -> np.ndarray:
         """[S] float64 log-odds before calibration."""
-        total = np.full(len(table.values), float(self.manifest["offset"]))
-        places, _ = self._read(table)
-        for head, at in zip(self.heads, places, strict=True):
-            if head.columns:
-                x = np.ascontiguousarray(table.values[:, at])
-                out = head.session.run(None, {"x": x})[0]
-            else:
+        total = self._logit_of_columns(table)
+        for head in self.heads:
+            if head.session is not None:
                 out = run_tuned(head.session, table.histories)
-            total += head.weight * out.reshape(-1).astype(np.float64)
+                total += head.weight * out.reshape(-1).astype(np.float64)
         return total
+
+    def _logit_of_columns(self, table: FeatureTable) -> np.ndarray:
+        """[S] float64: the offset and the heads that read columns."""
+        total = np.full(len(table.values), float(self.manifest["offset"]))
+        parts = self.column_logits(table)
+        for head in self.heads:
+            if head.session is None:
+                total += head.weight * parts[head.name]
+        return total
+
+    def column_logits(self, table: FeatureTable) -> dict[str, np.ndarray]:
+        """Head -> [S] float64 logits, unweighted, of the heads that read columns."""
+        if self._columnar is None:
+            return {}
+        read, _ = self._where(table)
+        found = self._columnar.run(None, {"x": np.ascontiguousarray(table.values[:, read])})
+        names = [head.name for head in self.heads if head.session is None]
+        return {
+            name: part.reshape(-1).astype(np.float64)
+            for name, part in zip(names, found, strict=True)
+        }
 
     def probability(self, logit: np.ndarray) -> np.ndarray:
         """[S] calibrated probability of label 1."""
@@ -272,7 +315,8 @@ class Package:
         used = self.used
 
         def logit(values: np.ndarray) -> np.ndarray:
-            return self.logit(FeatureTable(table.columns, values, table.histories))
+            # Heads that read the history say the same of every change of columns.
+            return self._logit_of_columns(FeatureTable(table.columns, values, None))
 
         position = {c["name"]: i for i, c in enumerate(self.manifest["columns"])}
         reference = self.reference[[position[c.name] for c in table.columns]]
@@ -339,6 +383,12 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def read_columns(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The columns that heads read, each once, in the order of the manifest's columns."""
+    used = {c for head in manifest["heads"] for c in head["columns"]}
+    return tuple(c["name"] for c in manifest["columns"] if c["name"] in used)
+
+
 def verify_files(path: Path, manifest: dict[str, Any]) -> None:
     """Compare every file with its digest.
 
@@ -357,71 +407,7 @@ def verify_files(path: Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{path}: file '{foreign[0]}' does not belong to the package")
 
 
-def golden_frames(
-    schema: Schema, golden: dict[str, Any]
-) -> tuple[dict[str, pl.DataFrame], pl.DataFrame | None, pl.DataFrame, np.ndarray]:
-    """Frames, profile, samples and expected scores of recorded golden rows."""
-    frames = {name: _frame(table) for name, table in golden["events"].items()}
-    profile = _frame(golden["profile"]) if golden["profile"] else None
-    samples = _frame(golden["samples"])
-    return frames, profile, samples, np.array(golden["scores"], dtype=np.float64)
-
-
-def frame_record(frame: pl.DataFrame) -> dict[str, Any]:
-    """A frame as plain columns; times become microseconds since the epoch."""
-    out = {}
-    for name in frame.columns:
-        column = frame[name]
-        kind = "time" if isinstance(column.dtype, pl.Datetime) else str(column.dtype)
-        values = column.to_physical().to_list() if kind == "time" else column.to_list()
-        out[name] = {"kind": kind, "values": values}
-    return out
-
-
-_KINDS: dict[str, Any] = {
-    "time": pl.Datetime("us"),
-    "String": pl.String,
-    "Float64": pl.Float64,
-    "Boolean": pl.Boolean,
-    "Int64": pl.Int64,
-    "Float32": pl.Float32,
-    "UInt32": pl.UInt32,
-    "Int32": pl.Int32,
-}
-
-
-def _frame(record: dict[str, Any]) -> pl.DataFrame:
-    columns = []
-    for name, column in record.items():
-        dtype = _KINDS[column["kind"]]
-        if column["kind"] == "time":
-            columns.append(pl.Series(name, column["values"], dtype=pl.Int64).cast(dtype))
-        else:
-            columns.append(pl.Series(name, column["values"], dtype=dtype))
-    return pl.DataFrame(columns)
-
-
 def population_times(population: Population) -> list[str]:
     """ISO times of the samples' as_of, UTC."""
     moments = np.asarray(population.as_of_us).astype("datetime64[us]")
     return [f"{text}Z" for text in np.datetime_as_string(moments, unit="us").tolist()]
-
-
-def forecaster_inputs(builder: FeatureBuilder) -> frozenset[str] | None:
-    """Names of the aggregates the boosted forecasters split on; None where the graph hides it."""
-    if builder.forecasters is None:
-        return frozenset()
-    listed = builder.forecasters.get_modelmeta().custom_metadata_map.get("features")
-    if listed is None:
-        return None
-    names = builder.spec.names
-    return frozenset(names[int(i)] for i in listed.split())
-
-
-def _session(path: Path, file: str | None, threads: int) -> ort.InferenceSession | None:
-    return open_session(str(path / file), threads) if file else None
-
-
-def _require(holds: bool, path: Path, what: str) -> None:
-    if not holds:
-        raise ArtifactError(f"{path}: the {what} has another fingerprint than the manifest says")

@@ -120,7 +120,7 @@ def add_version(
         before = versions(workspace, name)
         if before and before[-1].digest == digest:
             return before[-1], False
-        _write_content(folder / "contents" / digest, frame, digest, schema)
+        write_content(folder / "contents" / digest, frame, digest, schema)
         number = len(before) + 1
         moment = (now or dt.datetime.now(dt.UTC)).astimezone(dt.UTC).isoformat(timespec="seconds")
         record = {"number": number, "digest": digest, "added_at": moment, "source": source}
@@ -155,7 +155,7 @@ def content_digest(frame: pl.DataFrame) -> str:
     return hashlib.sha256(f"{head}\n{body}".encode()).hexdigest()[:_SHORT]
 
 
-def _write_content(folder: Path, frame: pl.DataFrame, digest: str, schema: Schema) -> None:
+def write_content(folder: Path, frame: pl.DataFrame, digest: str, schema: Schema) -> None:
     """The rows and their facts, as one folder that appears by a rename."""
     if (folder / "set.json").is_file():
         return  # the same rows were a version before

@@ -38,10 +38,11 @@ from foundation.history import (
 )
 from foundation.layouts import frequent, source_layout
 from foundation.panels import Panel, SourceLayout, build_panel, level_codes
+from foundation.row_table import RowTable, Words
 from foundation.schema import Schema, fingerprint
 from foundation.segments import chunks
 from foundation.slots import (
-    SlotColumn,
+    EventColumn,
     context_slots,
     profile_slots,
     row_columns,
@@ -160,7 +161,7 @@ class AggregateSpec(strict.Strict, dict=True):
         cut_: Cut,
         profile: ProfileHistory | None,
         entity_ids: pl.Series,
-        context: pl.DataFrame | None = None,
+        context: pl.DataFrame | RowTable | None = None,
         panels: tuple[Panel, ...] | None = None,
         only: frozenset[str] | None = None,
     ) -> np.ndarray:
@@ -202,14 +203,14 @@ class AggregateSpec(strict.Strict, dict=True):
         profile: ProfileHistory | None,
         entity_ids: pl.Series,
         as_of_us: np.ndarray,
-        context: pl.DataFrame | None,
+        context: pl.DataFrame | RowTable | None,
     ) -> Rows:
         """Slot values of the latest known profile row and the context row of each sample."""
-        values: dict[tuple[str, str], SlotColumn] = {}
-        if schema.profile_fields and profile is not None and len(profile.frame):
+        values: dict[tuple[str, str], EventColumn] = {}
+        if schema.profile_fields and profile is not None and len(profile.rows):
             at = latest_profile(profile, entity_ids, as_of_us)
-            whole = len(at) == len(profile.frame) == 1  # gathering costs more than all the rest
-            frame = profile.frame if whole else profile.frame[np.maximum(at, 0)]
+            whole = len(at) == len(profile.rows) == 1  # gathering costs more than all the rest
+            frame = profile.rows if whole else profile.rows[np.maximum(at, 0)]
             found = row_columns(schema.profile_fields, frame, as_of_us)
             if len(at) and at.min() < 0:
                 found = {k: _blank(v, at < 0) for k, v in found.items()}
@@ -230,8 +231,10 @@ class AggregateSpec(strict.Strict, dict=True):
         return self._plans[only]
 
 
-def _blank(column: SlotColumn, where: np.ndarray) -> SlotColumn:
+def _blank(column: EventColumn, where: np.ndarray) -> EventColumn:
     """The column without the values at a boolean [S]."""
+    if isinstance(column, Words):
+        return Words(np.where(where, -1, column.code), column.values)
     if isinstance(column, pl.Series):
         return column.set(pl.Series(where), None)
     return np.where(where, np.nan, column)

@@ -23,7 +23,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.passes import NormPass, RotatedHeads, SwigluPass, swapped, with_backward
+from foundation.passes import (
+    CausalAttention,
+    NormPass,
+    RotatedHeads,
+    SwigluPass,
+    swapped,
+    whole_scores,
+    with_backward,
+)
 
 INDEX_BASE = 1000.0
 Angles = tuple[torch.Tensor, torch.Tensor]
@@ -135,6 +143,8 @@ class Block(nn.Module):
             mask = causal_mask(events) if mask is None else mask
             scores = (q * self.scale) @ k.transpose(-1, -2) + mask
             seen = torch.softmax(scores, dim=-1) @ v
+        elif mask is None and whole_scores(q):
+            seen = CausalAttention.apply(q, k, v, self.scale)
         else:
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         mixed = events + self.dropout(self.attention_out(self._merge(seen)))

@@ -81,6 +81,8 @@ def gather_histories(
     """
     start = np.maximum(np.asarray(start, dtype=np.int64), np.asarray(stop) - max_events)
     length = np.asarray(stop, dtype=np.int64) - start
+    if len(length) == 1 and length[0]:
+        return _gather_one(events, int(start[0]), int(length[0]))
     steps = np.arange(max(1, int(length.max(initial=0))))
     filled = steps < length[:, None]
     flat = (start[:, None] + steps)[filled]
@@ -100,6 +102,20 @@ def gather_histories(
         days=padded(events.days, np.float32),
         length=length,
         position=position,
+    )
+
+
+def _gather_one(events: EncodedEvents, start: int, length: int) -> PaddedHistories:
+    """`gather_histories` of one range, which needs no padding."""
+    rows = slice(start, start + length)
+    return PaddedHistories(
+        source=events.source[None, rows].astype(np.int64),
+        code=events.code[None, rows].astype(np.int64),
+        value=events.value[None, rows],
+        extra=events.extra[None, rows],
+        days=events.days[None, rows],
+        length=np.array([length], dtype=np.int64),
+        position=np.arange(start, start + length)[None],
     )
 
 

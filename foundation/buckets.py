@@ -1,15 +1,16 @@
 """A store read bucket by bucket, in pieces of bounded size.
 
-A bucket holds the entities of one hash value, a piece some neighbouring entities of a bucket, so
-few that their events stay near a limit: how much is held at once does not grow with the store.
-Pieces depend on the store's version and on the entities asked for, on nothing else.
+A bucket holds the entities of one hash value. A piece is some neighbouring entities of a bucket, so
+few that their events stay near a limit, or several small buckets together: how much is held at once
+does not grow with the store. Pieces depend on the store's version and on the entities asked for, on
+nothing else.
 
 Shapes: E entities asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,21 +25,22 @@ from foundation.store import EventStore
 
 @dataclass(frozen=True)
 class Piece:
-    """Entities of one bucket that are read together.
+    """Entities that are read together.
 
     Attributes:
-        number: counts the pieces of the bucket from 0.
+        buckets: those they lie in; more than one only where the piece holds all of each.
+        number: counts the pieces of the first bucket from 0.
         entity_ids: [E] strings, sorted, unique.
     """
 
-    bucket: int
+    buckets: tuple[int, ...]
     number: int
     entity_ids: pl.Series
 
     @property
     def name(self) -> str:
         """Sorts as pieces do, such as `03-0001`."""
-        return f"{self.bucket:02d}-{self.number:04d}"
+        return f"{self.buckets[0]:02d}-{self.number:04d}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ class BucketReader:
             out[name] = {bucket: (files, rows) for bucket, files, rows in listed.iter_rows()}
         return out
 
+    def held(self, bucket: int) -> int:
+        """Rows in the files of a bucket, over all sources."""
+        return sum(tables[bucket][1] for tables in self.files.values() if bucket in tables)
+
+    def groups(self, buckets: Sequence[int], samples: Sequence[int], limit: int) -> list[range]:
+        """Neighbouring buckets that make a piece together; each such piece costs as much to begin.
+
+        Args:
+            buckets: those with entities asked for. samples: rows asked for of each.
+            limit: rows (and samples) of a group; a bucket with more is a group by itself.
+        Returns:
+            places in `buckets`.
+        """
+        out, load = [range(0, 0)], 0
+        for k, (bucket, asked) in enumerate(zip(buckets, samples, strict=True)):
+            more = max(self.held(bucket), asked)
+            if load + more > limit and len(out[-1]):
+                out.append(range(k, k))
+                load = 0
+            out[-1] = range(out[-1].start, k + 1)
+            load += more
+        return out
+
     def pieces(
         self, bucket: int, entity_ids: pl.Series, samples: np.ndarray, limit: int
     ) -> list[Piece]:
@@ -66,15 +91,14 @@ class BucketReader:
             samples: [E] int64 rows asked for of each.
             limit: events (and samples) of a piece; an entity with more is a piece by itself.
         """
-        held = sum(tables[bucket][1] for tables in self.files.values() if bucket in tables)
-        if held <= limit and samples.sum() <= limit:
-            return [Piece(bucket, 0, entity_ids)]
+        if self.held(bucket) <= limit and samples.sum() <= limit:
+            return [Piece((bucket,), 0, entity_ids)]
         load = np.maximum(self.count(bucket, entity_ids), samples)
         before = np.cumsum(load) - load
         first = np.flatnonzero(np.diff(before // limit, prepend=-1))
         ends = [*first[1:].tolist(), len(entity_ids)]
         return [
-            Piece(bucket, k, entity_ids[a:b])
+            Piece((bucket,), k, entity_ids[a:b])
             for k, (a, b) in enumerate(zip(first.tolist(), ends, strict=True))
         ]
 
@@ -82,7 +106,7 @@ class BucketReader:
         """[E] int64 events of entities of a bucket, over all sources."""
         out = np.zeros(len(entity_ids), dtype=np.int64)
         for name in self.files:
-            rows = self._scan(name, Piece(bucket, 0, entity_ids), ["entity_id"])
+            rows = self._scan(name, Piece((bucket,), 0, entity_ids), ["entity_id"])
             if rows is not None:
                 found = rows.group_by("entity_id").len().collect(engine="streaming")
                 out[entity_index(entity_ids, found["entity_id"])] += found["len"].to_numpy()
@@ -90,6 +114,8 @@ class BucketReader:
 
     def frame(self, name: str, piece: Piece, fields: Collection[str] | None = None) -> pl.DataFrame:
         """A source's events of a piece, as `history.build_timeline` takes them.
+
+        The rows of an entity stand together, sorted; of several buckets one follows the other.
 
         Args:
             fields: only these declared fields; None reads all.
@@ -111,17 +137,19 @@ class BucketReader:
 
     def _scan(self, name: str, piece: Piece, columns: list[str]) -> pl.LazyFrame | None:
         """Rows of a piece in file order; with the number of the row where files must be merged."""
-        if piece.bucket not in self.files[name]:
+        held = [self.files[name][b][0] for b in piece.buckets if b in self.files[name]]
+        if not held:
             return None
-        files, _ = self.files[name][piece.bucket]
-        if len(files) > 1 and len(columns) > 1:
+        files = [file for one in held for file in one]
+        # A bucket in one file is in order, and an entity lies in one bucket.
+        if any(len(one) > 1 for one in held) and len(columns) > 1:
             columns = [*columns, lakehouse.ROW]
         ids = piece.entity_ids
-        return (
-            pl.scan_parquet(files, hive_partitioning=False, glob=False)
-            .filter(
-                pl.col("entity_id").is_between(pl.lit(ids[0]), pl.lit(ids[-1])),
-                pl.col("entity_id").is_in(ids.implode()),
-            )
-            .select(columns)
-        )
+        rows = pl.scan_parquet(files, hive_partitioning=False, glob=False)
+        below = self.store.below(name)
+        if below is not None:
+            rows = rows.filter(pl.col(lakehouse.ROW) < below)
+        return rows.filter(
+            pl.col("entity_id").is_between(pl.lit(ids[0]), pl.lit(ids[-1])),
+            pl.col("entity_id").is_in(ids.implode()),
+        ).select(columns)

@@ -52,8 +52,10 @@ def fit_columns(
         at_us = np.full(len(frame), moment, dtype=np.int64)
         if "as_of" in frame.columns and "as_of" not in fields:
             at_us = frame["as_of"].cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
-        values = row_columns(fields, frame, at_us)
-        out += [(slot, values[slot.name]) for slot in slots]
+        found = row_columns(fields, frame, at_us)
+        for slot in slots:
+            column = found[slot.name]
+            out.append((slot, column.series if isinstance(column, Words) else column))
     return out
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from foundation.row_table import RowTable
 from foundation.schema import Schema
 
 ALWAYS_KNOWN = np.iinfo(np.int64).min
@@ -36,6 +37,7 @@ class Timeline:
         source: [N] int16, index into schema.source_names.
         row: [N] int64, row of the event in frames[source].
         frames: per source its columns; row order is that of the import.
+        arrays: the same where a request brought them (`single_timeline`); `frames` is empty then.
     """
 
     schema: Schema
@@ -46,6 +48,7 @@ class Timeline:
     source: np.ndarray
     row: np.ndarray
     frames: tuple[pl.DataFrame, ...]
+    arrays: tuple[RowTable, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.known_us)
@@ -95,10 +98,14 @@ class Cut:
         return Cut(self.entity[rows], self.start[rows], self.stop[rows], self.as_of_us[rows])
 
 
-def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeline:
+def build_timeline(
+    schema: Schema, frames: Mapping[str, pl.DataFrame], grouped: bool = False
+) -> Timeline:
     """Merge the sources of a schema into one timeline.
 
     Args:
+        grouped: where one frame alone has rows and those of each entity stand together, entities
+            stay in its order instead of being sorted; for those who look entities up by name only.
         frames: per source name a frame with `entity_id` (str), `event_time` and `known_at`
             (Datetime us, UTC or naive UTC) and the source's fields; a missing source is empty.
     """
@@ -106,7 +113,7 @@ def build_timeline(schema: Schema, frames: Mapping[str, pl.DataFrame]) -> Timeli
     for name in schema.source_names:
         frame = frames.get(name)
         tables.append(empty_source(schema, name) if frame is None else frame)
-    ids, codes = entity_codes(*(frame["entity_id"] for frame in tables))
+    ids, codes = entity_codes(*(frame["entity_id"] for frame in tables), grouped=grouped)
     if not tables:
         none = np.zeros(0, dtype=np.int64)
         start = np.zeros(1, dtype=np.int64)
@@ -180,13 +187,14 @@ def _merged_small(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[
     return tuple(column[order] for column in (entity, known, event, source, row))
 
 
-def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
+def entity_codes(*columns: pl.Series, grouped: bool = False) -> tuple[pl.Series, list[np.ndarray]]:
     """Entity ids as positions in their sorted union.
 
     Looks up one id per run of equal ids, so that columns sorted by entity cost next to nothing.
 
     Args:
         columns: id columns without nulls; anything that casts to String.
+        grouped: keep the order of a single column whose equal ids stand together.
     Returns:
         ids: [E] strings, sorted, unique, over all columns.
         codes: per column [n] uint32 positions in `ids`.
@@ -199,7 +207,7 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
         runs.append(run.field("value"))
         lengths.append(run.field("len").to_numpy())
     some = [k for k, run in enumerate(runs) if len(run)]
-    if len(some) == 1 and _ascending(runs[some[0]]):
+    if len(some) == 1 and _ascending(runs[some[0]], grouped):
         found = [np.zeros(0, dtype=np.uint32) for _ in runs]
         size = len(runs[some[0]])
         found[some[0]] = np.repeat(np.arange(size, dtype=np.uint32), lengths[some[0]])
@@ -214,9 +222,9 @@ def entity_codes(*columns: pl.Series) -> tuple[pl.Series, list[np.ndarray]]:
     return ids, codes
 
 
-def _ascending(column: pl.Series) -> bool:
-    """Whether strings stand sorted and none twice."""
-    return column.is_sorted() and column.n_unique() == len(column)
+def _ascending(column: pl.Series, any_order: bool) -> bool:
+    """Whether strings stand sorted (or in any order) and none twice."""
+    return (any_order or column.is_sorted()) and column.n_unique() == len(column)
 
 
 def _entity_codes_small(columns: Sequence[pl.Series]) -> tuple[pl.Series, list[np.ndarray]]:
@@ -300,12 +308,21 @@ def flatten(cut_: Cut) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class ProfileHistory:
-    """Profile rows sorted by (entity, known_at); the latest known row is an entity's profile."""
+    """Profile rows sorted by (entity, known_at); the latest known row is an entity's profile.
+
+    `arrays` holds them where a request brought them; `frame` is empty then.
+    """
 
     entity_ids: pl.Series
     offsets: np.ndarray
     known_us: np.ndarray
     frame: pl.DataFrame
+    arrays: RowTable | None = None
+
+    @property
+    def rows(self) -> pl.DataFrame | RowTable:
+        """The rows, in whichever form they came."""
+        return self.frame if self.arrays is None else self.arrays
 
 
 def build_profile(frame: pl.DataFrame) -> ProfileHistory:

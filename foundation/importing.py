@@ -16,7 +16,7 @@ from typing import Any
 from deltalake import DeltaTable
 
 from foundation.errors import ConfigError, SchemaError, listing, nearest
-from foundation.schema import ProfileTable, Schema, Source, fingerprint
+from foundation.schema import ProfileTable, Schema, Source, fingerprint, schema_to_dict
 from foundation.tables import table_files
 
 PROFILE = "_profile"
@@ -194,3 +194,30 @@ def declared_table(schema: Schema, name: str) -> Source | ProfileTable:
 def summary_from(data: dict[str, Any]) -> TableSummary:
     values = data | {"files": tuple(data["files"]), "ignored": tuple(data["ignored"])}
     return TableSummary(**values)
+
+
+def require_same(old: Schema, new: Schema, directory: Path) -> None:
+    """Refuse a schema that means something else than the store's."""
+    if fingerprint(old) == fingerprint(new):
+        return
+    before, after = _flat(schema_to_dict(old)), _flat(schema_to_dict(new))
+    meaning = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not (key.endswith(".path") or ".authorization" in key)
+    ]
+    shown = [f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in meaning[:5]]
+    raise SchemaError(
+        f"{directory}: the store was made with another schema ({'; '.join(shown)}"
+        f"{'; …' if len(meaning) > 5 else ''}); import into a new store directory"
+    )
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {path: data}
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{path}.{key}" if path else str(key))
+    return out

@@ -87,19 +87,125 @@ def append(path: Path, pinned: int, frame: pl.DataFrame, first_row: int) -> int:
     return int(DeltaTable(str(path)).version())
 
 
+def merge(path: Path, pinned: int, target: int) -> int:
+    """Bring every bucket of several files into one, rows in the order in which `append` sorts.
+
+    One commit a bucket, so no more than a bucket is held.
+
+    Args:
+        target: bytes up to which rows stay in one file.
+    Returns:
+        The Delta version with the same rows in fewer files; `pinned` where there is none to merge.
+    """
+    listed = bucket_files(path, pinned).group_by("bucket", maintain_order=True).agg("file")
+    split = listed.filter(pl.col("file").list.len() > 1)
+    if not len(split):
+        return pinned
+    table = DeltaTable(str(path))
+    if table.version() != pinned:
+        table.restore(pinned)
+    for bucket, files in split.iter_rows():
+        rows = pl.read_parquet(files, hive_partitioning=False, glob=False)
+        _replace_bucket(path, bucket, rows, target)
+    return int(DeltaTable(str(path)).version())
+
+
+def _replace_bucket(path: Path, bucket: int, rows: pl.DataFrame, target: int | None) -> None:
+    """One bucket with these rows, sorted as `append` sorts; the others stay."""
+    times = [c for c in ("known_at", "event_time") if c in rows.columns]
+    _, (codes,) = entity_codes(rows["entity_id"])
+    rows = rows.with_columns(pl.Series("_code", codes)).sort("_code", *times, ROW)
+    write_deltalake(
+        str(path),
+        rows.drop("_code").with_columns(pl.lit(bucket, pl.Int32).alias(BUCKET)),
+        mode="overwrite",
+        predicate=f"{BUCKET} = {bucket}",
+        partition_by=[BUCKET],
+        writer_properties=_LAYOUT,
+        target_file_size=target,
+    )
+
+
+def count_entity(path: Path, pinned: int, entity_id: str) -> int:
+    """Rows of one entity."""
+    rows = scan(path, pinned, pl.Series([entity_id])).select(pl.len()).collect()
+    return int(rows.item())
+
+
+def without_entity(path: Path, pinned: int, entity_id: str) -> int:
+    """Write the bucket of an entity anew, without its rows; no more than a bucket is held.
+
+    Returns:
+        The Delta version without them; `pinned` where there are none.
+    """
+    table = DeltaTable(str(path))
+    if table.version() != pinned:
+        table.restore(pinned)
+    if not count_entity(path, int(table.version()), entity_id):
+        return int(table.version())
+    bucket = int(buckets_of(pl.Series([entity_id]))[0])
+    files = bucket_files(path, int(table.version())).filter(pl.col("bucket") == bucket)["file"]
+    rows = pl.read_parquet(files.to_list(), hive_partitioning=False, glob=False)
+    rest = rows.filter(pl.col("entity_id") != entity_id)
+    if len(rest):
+        _replace_bucket(path, bucket, rest, None)
+    else:
+        DeltaTable(str(path)).delete(f"{BUCKET} = {bucket}")
+    return int(DeltaTable(str(path)).version())
+
+
+def forget_files(path: Path) -> int:
+    """Delete every file that the latest version does not read.
+
+    Returns:
+        The latest Delta version after that, with the same rows.
+    """
+    DeltaTable(str(path)).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    return int(DeltaTable(str(path)).version())
+
+
+def forget_log(path: Path) -> None:
+    """Keep the latest version only: earlier entries of the log cannot be read any more.
+
+    An entry names the smallest and the largest entity of the files it added.
+    """
+    table = DeltaTable(str(path))
+    table.create_checkpoint()
+    for file in (path / "_delta_log").iterdir():
+        if file.name[:20].isdigit() and int(file.name[:20]) < table.version():
+            file.unlink()
+
+
+def forget(path: Path, pinned: int, days: int) -> int:
+    """Delete files that the pinned version does not read and that are older than some days.
+
+    Returns:
+        how many.
+    """
+    table = DeltaTable(str(path))
+    if table.version() != pinned:
+        table.restore(pinned)
+        table = DeltaTable(str(path))
+    return len(table.vacuum(days * 24, dry_run=False, enforce_retention_duration=False))
+
+
 def scan(
     path: Path,
     pinned: int,
     entities: pl.Series | None = None,
     until_us: int | None = None,
+    below: int | None = None,
 ) -> pl.LazyFrame:
     """Rows at a pinned version, in no particular order, times still in UTC zone.
 
     Args:
         entities: only these (str); buckets without any of them are not opened.
         until_us: only rows with known_at < until_us; rows without known_at stay.
+        below: only rows whose number is smaller; None for all.
     """
     rows = pl.scan_delta(str(path), version=pinned)
+    if below is not None:
+        rows = rows.filter(pl.col(ROW) < below)
     if until_us is not None:
         until = pl.lit(until_us).cast(pl.Datetime("us", "UTC"))
         rows = rows.filter(pl.col("known_at").is_null() | (pl.col("known_at") < until))

@@ -219,9 +219,18 @@ def _enum(levels: tuple[str, ...]) -> pl.Enum:
 
 def as_float(column: EventColumn) -> np.ndarray:
     """[n] float64, NaN where missing or infinite; strings parse as numbers where they can."""
-    floats = column.series if isinstance(column, Words) else column
+    if isinstance(column, Words):
+        return _floats_of(column.values)[column.code]
+    floats = column
     if isinstance(floats, pl.Series):
         floats = floats.cast(pl.Float64, strict=False).to_numpy()
+    return np.where(np.isfinite(floats), floats, np.nan)
+
+
+@lru_cache(maxsize=1024)
+def _floats_of(values: tuple[str, ...]) -> np.ndarray:
+    """Strings as finite numbers, NaN for what is none; one NaN more at the end."""
+    floats = pl.Series([*values, None], dtype=pl.String).cast(pl.Float64, strict=False).to_numpy()
     return np.where(np.isfinite(floats), floats, np.nan)
 
 

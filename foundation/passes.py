@@ -9,6 +9,7 @@ Shapes: B batch, L tokens, D width, H heads, R = D / H.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from torch.nn import functional as F
 def with_backward(x: torch.Tensor) -> bool:
     """Whether gradients will be asked for, so that a written backward pass pays."""
     return torch.is_grad_enabled() and not torch.jit.is_tracing() and x.is_floating_point()
+
+
+def whole_scores(q: torch.Tensor) -> bool:
+    """Whether `CausalAttention` is the faster way: training on a CPU in plain float32."""
+    return q.device.type == "cpu" and with_backward(q) and not torch.is_autocast_enabled("cpu")
 
 
 def swapped(x: torch.Tensor) -> torch.Tensor:
@@ -71,6 +77,42 @@ class SwigluPass(torch.autograd.Function):
         torch.mul(grad, opened, out=for_value)
         torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=for_gate)
         return found
+
+
+class CausalAttention(torch.autograd.Function):
+    """softmax(q k' scale, each token seeing itself and those before) v, over [B, H, L, R].
+
+    Whole score matrices rather than the tiles of flash attention: histories are short, heads
+    narrow, and products of whole matrices can use the bfloat16 units of a CPU, tiles cannot.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        shape = q.shape
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        order = torch.arange(shape[2])
+        later = torch.zeros(shape[2], shape[2], dtype=q.dtype)
+        later.masked_fill_(order[:, None] < order, -math.inf)
+        scores = torch.baddbmm(later[None], q, k.transpose(1, 2), alpha=scale)
+        share = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(q, k, v, share)
+        ctx.scale = scale
+        return torch.bmm(share, v).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, share = ctx.saved_tensors
+        shape = grad.shape
+        grad = grad.flatten(0, 1)
+        for_v = torch.bmm(share.transpose(1, 2), grad)
+        for_share = torch.bmm(grad, v.transpose(1, 2))
+        scores = torch.ops.aten._softmax_backward_data(for_share, share, -1, share.dtype)
+        for_q = torch.bmm(scores, k).mul_(ctx.scale)
+        for_k = torch.bmm(scores.transpose(1, 2), q).mul_(ctx.scale)
+        return for_q.view(shape), for_k.view(shape), for_v.view(shape), None
 
 
 class RotatedHeads(torch.autograd.Function):

@@ -305,6 +305,7 @@ def _network(
         config.checkpoint_every,
         config.validate_every,
         config.precision,
+        config.products,
         config.devices,
         resume,
         callbacks,

@@ -14,45 +14,17 @@ All of it looks backward only, in the order in which events became known.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from foundation.history import DAY_US, Timeline
+from foundation.row_table import RowTable, Words
 from foundation.schema import Field, Schema
 
 SHARED_SUFFIX = "__shared_with"
-
-
-@dataclass(frozen=True)
-class Words:
-    """A column of strings as numbers: looked up once for all who ask.
-
-    Attributes:
-        code: [n] int64 place in `values`, -1 where missing.
-        values: different strings, in order of first sight.
-        series: the column itself.
-    """
-
-    code: np.ndarray
-    values: tuple[str, ...]
-    series: pl.Series
-
-    @classmethod
-    def of(cls, column: pl.Series | Words) -> Words:
-        """The words of a String Series, by a dictionary: for few values."""
-        if isinstance(column, Words):
-            return column
-        values = column.to_list()
-        distinct = dict.fromkeys(values)
-        distinct.pop(None, None)
-        place: dict[str | None, int] = {v: k for k, v in enumerate(distinct)} | {None: -1}
-        code = np.array(list(map(place.__getitem__, values)), dtype=np.int64)
-        return cls(code, tuple(distinct), column)
-
-    def __len__(self) -> int:
-        return len(self.code)
 
 
 SlotColumn = pl.Series | np.ndarray
@@ -159,7 +131,7 @@ def source_columns(timeline: Timeline, source: int) -> dict[str, EventColumn]:
     positions = slice(None) if only else timeline.positions(source)
     columns = _read(timeline, source, timeline.row[positions])
     event_us = timeline.event_us[positions]
-    out: dict[str, SlotColumn] = {}
+    out: dict[str, EventColumn] = {}
     for field, spec in timeline.schema.sources[name].fields.items():
         if spec.kind == "identifier":
             entity, known_us = timeline.entity[positions], timeline.known_us[positions]
@@ -176,11 +148,11 @@ def source_columns(timeline: Timeline, source: int) -> dict[str, EventColumn]:
 
 
 def row_columns(
-    fields: dict[str, Field], frame: pl.DataFrame, at_us: np.ndarray
-) -> dict[str, SlotColumn]:
+    fields: dict[str, Field], frame: pl.DataFrame | RowTable, at_us: np.ndarray
+) -> dict[str, EventColumn]:
     """Slot columns of profile or context rows; timestamps count days up to `at_us` ([S])."""
-    columns = {c.name: c for c in frame.get_columns()}
-    out: dict[str, SlotColumn] = {}
+    columns = _columns_of(frame)
+    out: dict[str, EventColumn] = {}
     for field, spec in fields.items():
         if spec.kind != "identifier":
             out |= _plain(field, spec, columns, at_us)
@@ -210,8 +182,18 @@ def _series(column: EventColumn) -> pl.Series:
     return column if isinstance(column, pl.Series) else pl.Series(column, nan_to_null=True)
 
 
-def _read(timeline: Timeline, source: int, rows: np.ndarray) -> dict[str, pl.Series]:
+def _columns_of(frame: pl.DataFrame | RowTable) -> Mapping[str, EventColumn]:
+    if isinstance(frame, RowTable):
+        return frame.columns
+    return {c.name: c for c in frame.get_columns()}
+
+
+def _read(timeline: Timeline, source: int, rows: np.ndarray) -> Mapping[str, EventColumn]:
     """The fields of a source's frame at some rows; untouched where these are all rows in order."""
+    if timeline.arrays is not None:
+        table = timeline.arrays[source]
+        in_order = len(rows) == len(table) and np.array_equal(rows, _INDEX[: len(rows)])
+        return table.columns if in_order else table[rows].columns
     frame = timeline.frames[source]
     fields = timeline.schema.sources[timeline.schema.source_names[source]].fields
     wanted = {*fields, *(field + SHARED_SUFFIX for field in fields)}
@@ -223,13 +205,32 @@ def _read(timeline: Timeline, source: int, rows: np.ndarray) -> dict[str, pl.Ser
     return {c.name: c for c in frame.get_columns() if c.name in wanted}
 
 
-def _as(column: pl.Series, dtype: pl.DataType) -> pl.Series:
-    return column if column.dtype == dtype else column.cast(dtype)
+def _text(column: EventColumn) -> pl.Series | Words:
+    if isinstance(column, Words):
+        return column
+    column = column if isinstance(column, pl.Series) else pl.Series(column)
+    return column if column.dtype == pl.String else column.cast(pl.String)
+
+
+def _float(column: EventColumn) -> np.ndarray:
+    """[n] float64, NaN where missing."""
+    if isinstance(column, np.ndarray):
+        return column
+    column = column.series if isinstance(column, Words) else column
+    return (column if column.dtype == pl.Float64 else column.cast(pl.Float64)).to_numpy()
+
+
+def _moment(column: EventColumn) -> np.ndarray:
+    """[n] float64 microseconds since the epoch, NaN where missing; exact up to the year 2255."""
+    if isinstance(column, np.ndarray):
+        return column
+    column = column.series if isinstance(column, Words) else column
+    return column.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy().astype(np.float64)
 
 
 def _plain(
-    field: str, spec: Field, columns: dict[str, pl.Series], at_us: np.ndarray
-) -> dict[str, SlotColumn]:
+    field: str, spec: Field, columns: Mapping[str, EventColumn], at_us: np.ndarray
+) -> dict[str, EventColumn]:
     name = f"{field}.days" if spec.kind == "timestamp" else field
     column = columns.get(field)
     if column is None:
@@ -237,26 +238,27 @@ def _plain(
             return {name: pl.Series([None], dtype=pl.String).new_from_index(0, len(at_us))}
         return {name: np.full(len(at_us), np.nan)}
     if spec.kind in ("category", "text"):
-        return {name: _as(column, pl.String())}
+        return {name: _text(column)}
     if spec.kind == "boolean":
-        words = _as(column, pl.String())
-        return {name: words if column.dtype == pl.Boolean else words.str.to_lowercase()}
+        words = _text(column)
+        if isinstance(words, pl.Series) and words is column:
+            words = words.str.to_lowercase()
+        return {name: words}
     if spec.kind in ("number", "money"):
-        return {name: _as(column, pl.Float64()).to_numpy()}
-    # Both sides as float64, exact up to the year 2255: a null elsewhere must not change the result.
-    moment = _as(column, pl.Datetime("us")).cast(pl.Int64).to_numpy().astype(np.float64)
-    return {name: (np.asarray(at_us).astype(np.float64) - moment) / DAY_US}
+        return {name: _float(column)}
+    # Both sides as float64: a null elsewhere must not change the result.
+    return {name: (np.asarray(at_us).astype(np.float64) - _moment(column)) / DAY_US}
 
 
 def _identifier(
-    field: str, columns: dict[str, pl.Series], entity: np.ndarray, known_us: np.ndarray
-) -> dict[str, SlotColumn]:
+    field: str, columns: Mapping[str, EventColumn], entity: np.ndarray, known_us: np.ndarray
+) -> dict[str, EventColumn]:
     """Behaviour of an entity with an identifier, up to and without the event itself."""
     count = len(entity)
     if field not in columns:
         unseen = ("times_seen", "days_since_seen", "shared_with")
         return {f"{field}.{part}": np.full(count, np.nan) for part in unseen}
-    code = _factorised(_as(columns[field], pl.String()))
+    code = _factorised(_text(columns[field]))
     group = entity * (int(code.max(initial=0)) + 2) + code + 1
     order = np.argsort(group, kind="stable")
     first = np.ones(count, dtype=bool)
@@ -271,7 +273,7 @@ def _identifier(
     shared = field + SHARED_SUFFIX
     others = np.full(count, np.nan)
     if shared in columns:
-        others = _as(columns[shared], pl.Float64()).to_numpy()
+        others = _float(columns[shared])
     return {
         f"{field}.times_seen": times,
         f"{field}.days_since_seen": gap,
@@ -279,9 +281,9 @@ def _identifier(
     }
 
 
-def _factorised(values: pl.Series) -> np.ndarray:
+def _factorised(values: pl.Series | Words) -> np.ndarray:
     """[n] int64: equal strings share a number, null is -1."""
-    if len(values) <= _SMALL:
+    if isinstance(values, Words) or len(values) <= _SMALL:
         return Words.of(values).code
     enum = values.cast(pl.Enum(values.drop_nulls().unique()))
     return enum.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()

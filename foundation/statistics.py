@@ -20,8 +20,9 @@ from foundation.errors import ArtifactError
 from foundation.history import SMALL, Cut
 from foundation.panels import ALL, HALF, Panel, as_float
 from foundation.range_statistics import RangeStatistics
+from foundation.row_table import Words
 from foundation.segments import divide
-from foundation.slots import SlotColumn
+from foundation.slots import EventColumn
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _reach(step: Step) -> int | None:
 class Rows:
     """Profile and context slot values of S samples."""
 
-    values: dict[tuple[str, str], SlotColumn]
+    values: dict[tuple[str, str], EventColumn]
     size: int
 
     def part(self, rows: slice) -> Rows:
@@ -122,10 +123,12 @@ class Rows:
             return divide(a, self.number(column.block, column.stat))
         return self.number(column.block, column.slot)
 
-    def words(self, column: AggregateColumn) -> pl.Series:
+    def words(self, column: AggregateColumn) -> pl.Series | Words:
         """[S] strings of a profile or context category that has values."""
         found = self.values[column.block, column.slot]
-        return found if isinstance(found, pl.Series) else pl.Series(found).cast(pl.String)
+        if isinstance(found, np.ndarray):
+            return pl.Series(found).cast(pl.String)
+        return found
 
 
 def fill_events(

@@ -5,6 +5,7 @@
     DIR/tables/_profile/     the profile, likewise
     DIR/quarantine/          Delta: import, source, file, row, reason
     DIR/imports/DIGEST.json  one per import: pins the version of every table
+    DIR/rewrites/NUMBER.json the same rows written anew (`foundation.compaction`), where they lie
 
 An import exists once its record does, and the record appears by one rename. Readers read tables at
 the versions the latest record pins; what an interrupted import appended is never read. The digest
@@ -17,6 +18,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from foundation.importing import (
     check_authorized,
     declared_table,
     import_digest,
+    require_same,
     summary_from,
     table_paths,
 )
@@ -51,11 +54,14 @@ class EventStore:
 
     Attributes:
         records: the import records up to this version, oldest first.
+        rewritten: the latest rewrite of the tables: `version` of the store it was made of, `tables`
+            with the version and rows of each; None without.
     """
 
     directory: Path
     schema: Schema
     records: tuple[dict[str, Any], ...] = field(repr=False)
+    rewritten: dict[str, Any] | None = field(default=None, repr=False)
 
     @staticmethod
     def create(directory: str | Path, schema: Schema) -> EventStore:
@@ -67,7 +73,7 @@ class EventStore:
         directory = Path(directory)
         if (directory / "schema.yaml").is_file():
             store = EventStore.open(directory)
-            _require_same(store.schema, schema, directory)
+            require_same(store.schema, schema, directory)
             return store
         _refuse_reserved(schema)
         (directory / "imports").mkdir(parents=True, exist_ok=True)
@@ -95,8 +101,12 @@ class EventStore:
             )
         records = [json.loads(p.read_text()) for p in (directory / "imports").glob("*.json")]
         records.sort(key=lambda record: record["version"])
-        schema = load_schema(directory / "schema.yaml")
-        return EventStore(directory, schema, tuple(records))
+        rewrites = sorted((directory / "rewrites").glob("*.json"))
+        rewritten = json.loads(rewrites[-1].read_text()) if rewrites else None
+        # A rewrite later than these records holds their rows too: one order of reading is enough.
+        return EventStore(
+            directory, _schema_of(directory / "schema.yaml"), tuple(records), rewritten
+        )
 
     @property
     def version(self) -> int:
@@ -113,7 +123,7 @@ class EventStore:
             raise DataError(
                 f"{self.directory}: no version {version}; versions 0 to {self.version} exist"
             )
-        return EventStore(self.directory, self.schema, self.records[:version])
+        return EventStore(self.directory, self.schema, self.records[:version], self.rewritten)
 
     def frames(
         self,
@@ -161,8 +171,7 @@ class EventStore:
     def entity_ids(self) -> pl.Series:
         """Every entity with an event or a profile, sorted strings."""
         columns = [
-            lakehouse.scan(self._path(name), self._pin(name)[0]).select("entity_id").unique()
-            for name in _table_names(self.schema)
+            self._scan(name).select("entity_id").unique() for name in _table_names(self.schema)
         ]
         if not columns:
             return pl.Series("entity_id", [], dtype=pl.String)
@@ -170,19 +179,47 @@ class EventStore:
 
     def quarantine(self) -> pl.DataFrame:
         """Rows set aside so far: `import`, `source`, `file`, `row`, `reason`."""
-        rows = lakehouse.scan(self.directory / "quarantine", self._pin("quarantine")[0])
+        rows = lakehouse.scan(self.directory / "quarantine", self.pin("quarantine")[0])
         frame = rows.sort(lakehouse.ROW).collect()
         return frame.select("import", *validate.QUARANTINE_SCHEMA)
 
     def files(self, name: str) -> pl.DataFrame:
-        """The Parquet files of a source at this version: `bucket`, `file`, `rows`."""
-        return lakehouse.bucket_files(self._path(name), self._pin(name)[0])
+        """The Parquet files of a source at this version: `bucket`, `file`, `rows`.
 
-    def _pin(self, name: str) -> tuple[int, int]:
-        """Delta version and number of rows of a table at this version."""
+        Of the rows in them only those below `below(name)` belong to this version.
+        """
+        return lakehouse.bucket_files(self._path(name), self.pin(name)[0])
+
+    def below(self, name: str) -> int | None:
+        """Number of the first row that came after this version; None where files hold none."""
+        if self.rewritten is None or name not in self.rewritten["tables"]:
+            return None
+        rows = self.pin(name)[1]
+        held = self.rewritten["tables"][name]["rows"]
+        return rows if self.version <= self.rewritten["version"] and rows < held else None
+
+    def table_names(self) -> list[str]:
+        """The tables of events and, where there is one, of the profile."""
+        return _table_names(self.schema)
+
+    def pin(self, name: str) -> tuple[int, int]:
+        """Delta version and number of rows of a table at this version.
+
+        Rows are numbered as they come, so what a version held is found in any later rewrite of the
+        table; the files of its own time may be gone.
+        """
         pins = self.records[-1]["tables"] if self.records else {}
         pin = pins.get(name, {"version": 0, "rows": 0})
+        rewritten = self.rewritten
+        if rewritten and self.version <= rewritten["version"] and name in rewritten["tables"]:
+            return rewritten["tables"][name]["version"], pin["rows"]
         return pin["version"], pin["rows"]
+
+    def _scan(
+        self, name: str, entities: pl.Series | None = None, until_us: int | None = None
+    ) -> pl.LazyFrame:
+        path, version = self._path(name), self.pin(name)[0]
+        return lakehouse.scan(path, version, entities, until_us, self.below(name))
 
     def _path(self, name: str) -> Path:
         return self.directory / (name if name == "quarantine" else f"tables/{name}")
@@ -191,7 +228,7 @@ class EventStore:
         self, name: str, entities: pl.Series | Sequence[str] | None, until_us: int | None
     ) -> pl.DataFrame:
         wanted = None if entities is None else pl.Series(entities, dtype=pl.String)
-        rows = lakehouse.scan(self._path(name), self._pin(name)[0], wanted, until_us).collect()
+        rows = self._scan(name, wanted, until_us).collect()
         times = ["known_at", *(["event_time"] if name != PROFILE else [])]
         return lakehouse.naive(lakehouse.in_order(rows, *times))
 
@@ -243,6 +280,8 @@ class _Import:
         self.store, self.schema, self.digest, self.now = store, store.schema, digest, now
         self.progress = progress
         self.pins = dict(store.records[-1]["tables"]) if store.records else {}
+        if store.rewritten and store.rewritten["version"] == store.version:
+            self.pins |= store.rewritten["tables"]
         self.bad: list[pl.DataFrame] = []
 
     def run(self, paths: dict[str, Path], warnings: tuple[str, ...]) -> ImportSummary:
@@ -311,7 +350,7 @@ class _Import:
 
     def _without_stored(self, name: str, good: pl.DataFrame) -> pl.DataFrame:
         """Rows of which the store does not hold as many equal ones already; order kept."""
-        version, rows = self._pin(name)
+        version, rows = self.pin(name)
         if not rows or not len(good):
             return good
         keys = good.columns
@@ -333,7 +372,7 @@ class _Import:
             columns = [pl.col(key).alias("value"), "entity_id", "known_at"]
             values = fresh[key].drop_nulls().unique().alias("value").to_frame().lazy()
             stored = (
-                lakehouse.scan(self.store._path(name), self._pin(name)[0])
+                lakehouse.scan(self.store._path(name), self.pin(name)[0])
                 .select(columns)
                 .join(values, on="value", how="semi")
                 .collect()
@@ -342,14 +381,25 @@ class _Import:
             fresh = fresh.with_columns(shared.alias(key + SHARED_SUFFIX))
         return fresh
 
-    def _pin(self, name: str) -> tuple[int, int]:
-        return self.store._pin(name)
+    def pin(self, name: str) -> tuple[int, int]:
+        return self.store.pin(name)
 
     def _append(self, name: str, rows: pl.DataFrame) -> None:
-        version, count = self._pin(name)
+        version, count = self.pin(name)
         if len(rows):
             version = lakehouse.append(self.store._path(name), version, rows, count)
         self.pins[name] = {"version": version, "rows": count + len(rows)}
+
+
+def _schema_of(path: Path) -> Schema:
+    """The schema of a file, read once for each content: its identity, time and size tell."""
+    found = path.stat()
+    return _read_schema(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=32)
+def _read_schema(path: Path, inode: int, mtime_ns: int, size: int) -> Schema:
+    return load_schema(path)
 
 
 def _fields(schema: Schema, name: str) -> dict[str, Field]:
@@ -381,33 +431,6 @@ def _refuse_reserved(schema: Schema) -> None:
                     f"'{name.lstrip('_')}': field name '{key}' is used by the store; give the "
                     "field another name and the file's name under 'column'"
                 )
-
-
-def _require_same(old: Schema, new: Schema, directory: Path) -> None:
-    """Refuse a schema that means something else than the store's."""
-    if fingerprint(old) == fingerprint(new):
-        return
-    before, after = _flat(schema_to_dict(old)), _flat(schema_to_dict(new))
-    meaning = [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and not (key.endswith(".path") or ".authorization" in key)
-    ]
-    shown = [f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in meaning[:5]]
-    raise SchemaError(
-        f"{directory}: the store was made with another schema ({'; '.join(shown)}"
-        f"{'; …' if len(meaning) > 5 else ''}); import into a new store directory"
-    )
-
-
-def _flat(data: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
-        return {path: data}
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= _flat(value, f"{path}.{key}" if path else str(key))
-    return out
 
 
 def _as_rows(bad: list[pl.DataFrame], digest: str) -> pl.DataFrame:

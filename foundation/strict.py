@@ -14,6 +14,8 @@ import yaml
 from foundation.errors import ConfigError, listing, nearest
 
 T = TypeVar("T")
+# The parser of libyaml where PyYAML has it: ten times as fast, the same result.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,7 +30,7 @@ def read_yaml(path: str | Path, error: type[Exception] = ConfigError) -> Any:
     """
     path = Path(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except UnicodeDecodeError as exc:

@@ -34,9 +34,17 @@ from foundation.encoded import EncodedEvents, EncodedQueries, EncodedRows, SlotT
 from foundation.errors import ArtifactError, InternalError, listing
 from foundation.fit_columns import fit_columns, require_before, schema_slots
 from foundation.history import Cut, ProfileHistory, Timeline, latest_profile
+from foundation.row_table import RowTable
 from foundation.schema import ROLES, Schema, schema_from_dict, schema_to_dict
 from foundation.schema import fingerprint as schema_fingerprint
-from foundation.slots import Slot, SlotColumn, row_columns, source_columns, source_slots
+from foundation.slots import (
+    EventColumn,
+    Slot,
+    SlotColumn,
+    row_columns,
+    source_columns,
+    source_slots,
+)
 from foundation.vocabulary import SLOT_KINDS, SlotCodes, TableCoder, fit_slot, grown, stable_hash
 
 __all__ = [
@@ -304,8 +312,8 @@ class Tokenizer:
 
     def encode_rows(
         self,
-        profile_rows: pl.DataFrame | None,
-        context_rows: pl.DataFrame | None,
+        profile_rows: pl.DataFrame | RowTable | None,
+        context_rows: pl.DataFrame | RowTable | None,
         as_of_us: np.ndarray,
     ) -> EncodedRows:
         """Encode profile and context rows, one per sample.
@@ -318,7 +326,7 @@ class Tokenizer:
         count = len(as_of_us)
         code = np.zeros((count, self.row_width), dtype=np.int32)
         value = np.zeros((count, self.row_width), dtype=np.float32)
-        columns: dict[str, SlotColumn] = {}
+        columns: dict[str, EventColumn] = {}
         tables = (
             (PROFILE, self.schema.profile_fields, profile_rows),
             (CONTEXT, self.schema.context, context_rows),
@@ -338,7 +346,7 @@ class Tokenizer:
         cut: Cut,
         timeline: Timeline,
         profile: ProfileHistory | None = None,
-        context: pl.DataFrame | None = None,
+        context: pl.DataFrame | RowTable | None = None,
         entity_ids: pl.Series | None = None,
     ) -> EncodedQueries:
         """Encode the query token of every sample of a cut.
@@ -359,10 +367,9 @@ class Tokenizer:
         if profile is not None and self.schema.profile_fields:
             ids = entity_ids if entity_ids is not None else _entity_ids(cut, timeline)
             found = latest_profile(profile, ids, cut.as_of_us)
-            rows = profile.frame
+            rows = profile.rows
             if not (len(rows) == len(found) == 1 and found[0] == 0):  # a request's single row
-                picked = pl.Series(np.where(found >= 0, found, np.nan), nan_to_null=True)
-                rows = rows.select(pl.all().gather(picked.cast(pl.Int64)))
+                rows = _picked(rows, found)
         tokens = self.encode_rows(rows, context, cut.as_of_us)
         return EncodedQueries(days, extra, tokens.code, tokens.value)
 
@@ -414,6 +421,14 @@ def _entity_ids(cut: Cut, timeline: Timeline) -> pl.Series:
     if (cut.entity < 0).any():
         raise InternalError("encode_query needs entity_ids: a sample's entity has no events")
     return timeline.entity_ids[cut.entity]
+
+
+def _picked(rows: pl.DataFrame | RowTable, at: np.ndarray) -> pl.DataFrame | RowTable:
+    """Rows at some places, null where a place is -1."""
+    if isinstance(rows, RowTable):
+        return rows[at]
+    picked = pl.Series(np.where(at >= 0, at, np.nan), nan_to_null=True)
+    return rows.select(pl.all().gather(picked.cast(pl.Int64)))
 
 
 def _hash_pairs(texts: list[str] | tuple[str, ...]) -> np.ndarray:

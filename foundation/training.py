@@ -275,6 +275,7 @@ def train(
     checkpoint_every: int,
     validate_every: int,
     precision: str,
+    products: str,
     devices: int,
     resume: bool,
     callbacks: Sequence[Callback] = (),
@@ -295,10 +296,11 @@ def train(
     quiet = logging.getLogger("pytorch_lightning")
     before = quiet.level
     quiet.setLevel(logging.ERROR)
-    threads = torch.get_num_threads()
+    threads, before_products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     if module.shards is not None:
         torch.set_num_threads(1)
     try:
+        torch.set_float32_matmul_precision("medium" if products == "bfloat16" else "highest")
         with warnings.catch_warnings():
             _expected_warnings()
             trainer = pl.Trainer(
@@ -334,6 +336,7 @@ def train(
     finally:
         quiet.setLevel(before)
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(before_products)
         if module.shards is not None:
             module.shards.close()
     return curve.rows

@@ -8,6 +8,7 @@ The routes stand in `serving/routes`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -22,13 +23,16 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from foundation.errors import RequestError
-from serving.keys import KeyRecord, KeyRefused
+from serving.logs import tell
 from serving.messages import CODES, ApiError, ErrorAnswer, ErrorBody
 from serving.routes.call import Call
 from serving.routes.catalogue import OPERATIONS
 from serving.routes.operation import Operation
 from serving.runtime import Runtime
-from serving.tenancy.principal import DEFAULT_TENANT, Principal
+from serving.tenancy.idempotency import Stored, keeps
+from serving.tenancy.key_ring import KeyRefused
+from serving.tenancy.principal import Principal
+from serving.tracing import note
 
 log = logging.getLogger("riskfm.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -74,6 +78,7 @@ class Application:
                     *message["headers"],
                     *_HEADERS,
                     (b"x-request-id", call.request_id.encode()),
+                    *((k.lower().encode(), v.encode()) for k, v in call.headers.items()),
                 ]
             await send(message)
 
@@ -82,9 +87,10 @@ class Application:
                 call.runtime = self.runtime
             if scope["path"] not in self._open:
                 call.principal = await self._authenticate(headers)
+                await _admit(call)
             elif self.runtime is None and not scope["path"].endswith("/live"):
                 raise _starting()
-            await self._router(scope, receive, reply)
+            await self._route(call, headers, scope, receive, reply)
         except ClientDisconnect:
             status = 499
         except Exception as exc:
@@ -94,12 +100,38 @@ class Application:
         finally:
             if self.runtime is not None:
                 seconds = time.perf_counter() - begin
-                self.runtime.metrics.request(call.route, status, call.package, seconds)
+                tenant = call.known.tenant if call.known else ""
+                self.runtime.metrics.request(call.route, status, call.package, seconds, tenant)
+                tell(
+                    log, logging.INFO, "request", request_id=call.request_id, tenant=tenant,
+                    key_id=call.known.key_id if call.known else "", method=scope["method"],
+                    route=call.route, status=status, ms=seconds * 1000, package=call.package,
+                )  # fmt: skip
+
+    async def _route(
+        self,
+        call: Call,
+        headers: dict[bytes, bytes],
+        scope: Scope,
+        receive: Receive,
+        reply: Send,
+    ) -> None:
+        """The router, as a span of the request's trace where traces are made."""
+        if self.runtime is None or not self.runtime.tracing.on:
+            await self._router(scope, receive, reply)
+            return
+        tracing = self.runtime.tracing
+        caller = tracing.caller(headers.get(b"traceparent", b"").decode("latin-1"))
+        with tracing.span("request", caller, method=scope["method"]) as span:
+            try:
+                await self._router(scope, receive, reply)
+            finally:
+                note(span, route=call.route, package=call.package)
 
     async def _authenticate(self, headers: dict[bytes, bytes]) -> Principal:
         if self.runtime is None:
             raise _starting()
-        keys = self.runtime.keys
+        keys = self.runtime.front.keys
         text = headers.get(b"x-api-key", b"").decode("latin-1").strip()
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme:
@@ -112,13 +144,26 @@ class Application:
             if known is None:
                 async with self._argon2:
                     known = await asyncio.to_thread(keys.authenticate, text)
-            return _principal(known)
+            return known
         except KeyRefused as exc:
             raise ApiError(401, str(exc), "", _CHALLENGE) from None
 
 
-def _principal(record: KeyRecord) -> Principal:
-    return Principal(DEFAULT_TENANT, record.id, record.name, frozenset(record.scopes))
+async def _admit(call: Call) -> None:
+    """Take the request's token of the rate limits.
+
+    Raises:
+        ApiError: 429.
+    """
+    front = call.runtime.front
+    try:
+        if front.rates_block:
+            call.headers |= await asyncio.to_thread(front.rates.admit, call.principal)
+        else:
+            call.headers |= front.rates.admit(call.principal)
+    except ApiError:
+        call.runtime.metrics.shed("rate")
+        raise
 
 
 def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
@@ -131,9 +176,47 @@ def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Re
         if operation.scope and operation.scope not in call.principal.scopes:
             raise ApiError(403, f"the API key lacks the scope '{operation.scope}'")
         call.only_queries(*(p.name for p in operation.parameters if p.where == "query"))
+        if operation.repeatable and "idempotency-key" in request.headers:
+            return await _once(operation, call, request.headers["idempotency-key"])
         return await operation.handler(call)
 
     return run
+
+
+async def _once(operation: Operation, call: Call, key: str) -> Response:
+    """Answer under an idempotency key: decided once, answered alike however often it is sent."""
+    runtime = call.runtime
+    kept = runtime.front.idempotency
+    body = await call.body(getattr(runtime.settings, operation.largest), operation.media)
+    url = call.request.url
+    digest = hashlib.sha256(f"{url.path}?{url.query}\0{call.media_type}\0".encode() + body)
+    route = f"sandbox {operation.path}" if call.principal.sandbox else operation.path
+    found = await asyncio.to_thread(kept.begin, call.tenant, route, key, digest.hexdigest())
+    if isinstance(found, Stored):
+        runtime.metrics.replayed()
+        return _stored(found, call)
+    call.begun = found
+    try:
+        try:
+            response = await operation.handler(call)
+            await call.logged()
+        except Exception as exc:
+            response = _failure(exc, call)
+        if not keeps(response.status_code):
+            await asyncio.to_thread(kept.abandon, found)
+            return response
+        sealed = msgspec.msgpack.encode((response.media_type or "", bytes(response.body)))
+        given = await asyncio.to_thread(kept.finish, found, response.status_code, sealed)
+        return response if given.answer == sealed else _stored(given, call)
+    except asyncio.CancelledError:
+        await asyncio.shield(asyncio.to_thread(kept.abandon, found))
+        raise
+
+
+def _stored(given: Stored, call: Call) -> Response:
+    media, body = msgspec.msgpack.decode(given.answer, type=tuple[str, bytes])
+    call.headers["idempotent-replay"] = "true"
+    return Response(body, given.status, media_type=media or None)
 
 
 def _failure(exc: Exception, call: Call) -> Response:

@@ -1,12 +1,18 @@
 """The decision log: append-only JSON lines, each chained to the one before by its hash.
 
-A line holds what was decided and never whom it was about in clear: the entity id appears as an
-HMAC under a key that only the service has. `verify_log` recomputes the chain; changing, removing
-or reordering a line breaks it. Dropped last lines are found against a head noted elsewhere
-(`DecisionLog.head`, which the service also writes to its own log when it stops).
+A line holds what was decided and never whom it was about in clear: the entity id appears as a keyed
+hash of its tenant. Members of a decision: `seq`, `time`, `tenant`, `entity`, what the service
+records (`key_id`, `request_id`, `route`, `channel`, `release`, `package`, `digest`, `as_of`,
+`score`, `points`, `band`, `outcome`, `rules`, `flags`, `units`; absent ones are left out), then
+`mark`, `previous`, `hash` (`serving.safety.chain`). A line with `event` is something else that
+belongs into the chain, such as an erasure.
+
+`verify_log` recomputes the chain; changing, removing or reordering a line breaks it. Dropped last
+lines are found against a head noted elsewhere (`riskfm audit head`).
 
 A thread of its own writes, so that scoring does not wait for the disk unless asked to; waiting
-records are written and synced together. Several processes may share one log.
+records are written and synced together. Several processes may share one log. The log is cut into
+segments by size and by UTC day.
 """
 
 from __future__ import annotations
@@ -14,32 +20,48 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import fcntl
-import hashlib
-import hmac
 import json
 import os
 import queue
-import re
-import secrets
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import ArtifactError, ConfigError, InternalError
+from foundation.errors import ArtifactError, InternalError
+from serving.safety.chain import (
+    FIRST,
+    SEGMENT,
+    Verified,
+    closed_segments,
+    last_line,
+    line_of,
+    read_line,
+    segment_path,
+    segment_start,
+    verify_log,
+)
+from serving.safety.following import follow
+from serving.safety.hashing import EntityHasher
 
-FIRST = "0" * 64
+__all__ = ["FIRST", "SEGMENT_BYTES", "DecisionLog", "Verified", "follow", "verify_log"]
+
+SEGMENT_BYTES = 256 * 1024 * 1024
 _WAITING = 10_000
-_TAIL = 65_536
+_TOGETHER = 512
+_OURS = frozenset(("seq", "time", "entity", "mark", "previous", "hash"))
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True)
-class Verified:
-    """A log whose chain holds: number of lines and the hash of the last."""
+class _Waiting:
+    """A record to be written: its tenant, its members as JSON, and who waits for it."""
 
-    lines: int
-    head: str
+    tenant: str
+    body: str
+    done: Future[None]
 
 
 class DecisionLog:
@@ -48,44 +70,58 @@ class DecisionLog:
     Args:
         path: the log; made if missing, continued otherwise. An unfinished last line of a crashed
             writer moves to `<path>.torn`.
-        secret_path: the HMAC key; made (readable by its owner only) if missing.
+        hasher: hides entities.
+        segment_bytes: a segment that reached this size is closed.
+        daily: a segment also ends with its day, UTC.
     """
 
-    def __init__(self, path: str | Path, secret_path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        hasher: EntityHasher,
+        segment_bytes: int = SEGMENT_BYTES,
+        daily: bool = True,
+    ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._secret = _secret(Path(secret_path))
-        self._handle = open(  # noqa: SIM115 - lives as long as the log
-            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0
-        )
-        self._queue: queue.Queue[tuple[dict[str, Any], Future[None]] | None] = queue.Queue(_WAITING)
-        self._size = -1
-        self._seq = 0
+        self._hasher, self._segment_bytes, self._daily = hasher, segment_bytes, daily
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(_WAITING)
+        self._size, self._seq, self._day = -1, 0, ""
         self.head = FIRST
         self.failure: str = ""
+        self._open()
         self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
 
     def append(self, record: dict[str, Any], entity_id: str) -> Future[None]:
         """Hand a decision over; the future is done once the line is on disk.
 
+        Args:
+            record: members of the line; `tenant` is "default" where it is left out, members that
+                are None are not written.
         Raises:
             InternalError: the log cannot be written (any more), so no decision may be given.
         """
         if self.failure:
             raise InternalError(f"the decision log cannot be written: {self.failure}")
-        moment = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-        line = {"time": moment.replace("+00:00", "Z"), "entity": self.hide(entity_id)} | record
-        done: Future[None] = Future()
+        if _OURS & record.keys():
+            raise InternalError(f"a decision may not set {sorted(_OURS & record.keys())}")
+        tenant = record.get("tenant") or "default"
+        line = {"time": _moment(), "tenant": tenant, "entity": self.hide(entity_id, tenant)}
+        line |= {name: value for name, value in record.items() if value is not None}
         try:
-            self._queue.put_nowait((line, done))
+            waiting = _Waiting(tenant, _encode(line), Future())
+        except (TypeError, ValueError) as exc:
+            raise InternalError(f"a decision cannot be written: {exc}") from None
+        try:
+            self._queue.put_nowait(waiting)
         except queue.Full:
             raise InternalError("the decision log is too far behind") from None
-        return done
+        return waiting.done
 
-    def hide(self, entity_id: str) -> str:
-        """HMAC-SHA256 of an entity id, hex."""
-        return hmac.new(self._secret, entity_id.encode(), hashlib.sha256).hexdigest()
+    def hide(self, entity_id: str, tenant: str = "default") -> str:
+        """Keyed hash of an entity id, hex."""
+        return self._hasher.hash(tenant, entity_id)
 
     def close(self) -> str:
         """Write what waits and stop; returns the head of the chain."""
@@ -98,124 +134,132 @@ class DecisionLog:
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
-            while batch[-1] is not None and len(batch) < 512:
+            while batch[-1] is not None and len(batch) < _TOGETHER:
                 try:
                     batch.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
             work = [item for item in batch if item is not None]
+            error = None
             try:
                 if work:
-                    self._write([line for line, _ in work])
-                error = None
-            except (OSError, ArtifactError) as exc:
+                    self._write(work)
+            except Exception as exc:  # whatever it is: nobody may be told that it was written
                 self.failure = type(exc).__name__
                 error = InternalError(f"the decision log cannot be written: {self.failure}")
-            for _, done in work:
+            for item in work:
                 if error is None:
-                    done.set_result(None)
+                    item.done.set_result(None)
                 else:
-                    done.set_exception(error)
+                    item.done.set_exception(error)
             if batch[-1] is None:
                 return
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        try:
+    def _write(self, work: list[_Waiting]) -> None:
+        with self._locked():
+            items = [(item.tenant, item.body) for item in work]
+            if not self._size and (opening := self._opening()):
+                items.insert(0, ("", _encode(opening)))
+            seq, head, lines = self._seq, self.head, []
+            for tenant, body in items:
+                seq += 1
+                text, head = line_of(seq, body, self._hasher.mark(tenant, seq), head)
+                lines.append(text)
+            data = "".join(lines).encode()
+            try:
+                if self._handle.write(data) != len(data):
+                    raise OSError("short write")
+                os.fsync(self._handle.fileno())
+            except OSError:
+                # Nobody will hear of these decisions, so nobody may count them.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._handle.fileno(), self._size)
+                raise
+            if not self._size:
+                self._day = _moment()[:10]
+            self._seq, self.head, self._size = seq, head, self._size + len(data)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the segment that is written now, knowing where it ends."""
+        while True:
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            if not self._is_current():
+                self._reopen()  # closed by another process
+                continue
             if os.fstat(self._handle.fileno()).st_size != self._size:
                 self._catch_up()
-            seq, head, lines = self._seq, self.head, []
-            for record in records:
-                seq += 1
-                line = {"seq": seq} | record | {"previous": head}
-                head = _digest(line)
-                lines.append(_text({**line, "hash": head}))
-            data = "".join(lines).encode()
-            if self._handle.write(data) != len(data):
-                raise OSError("short write")
-            os.fsync(self._handle.fileno())
-            self._seq, self.head = seq, head
-            self._size = os.fstat(self._handle.fileno()).st_size
+            if not self._full():
+                break
+            number, _ = segment_start(self._handle) or (1, 0)
+            os.rename(self.path, segment_path(self.path, number))
+            self._sync_folder()
+            self._reopen()
+        try:
+            yield
         finally:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 
+    def _full(self) -> bool:
+        ended = self._daily and self._day < _moment()[:10]
+        return self._size > 0 and (ended or self._size >= self._segment_bytes)
+
+    def _is_current(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return there.st_ino == os.fstat(self._handle.fileno()).st_ino
+
+    def _open(self) -> None:
+        self._handle = open(  # noqa: SIM115 - lives as long as the log
+            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0
+        )
+        self._size = -1
+        self._sync_folder()
+
+    def _reopen(self) -> None:
+        self._handle.close()  # lets go of the lock
+        self._open()
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _opening(self) -> dict[str, Any] | None:
+        """The first line of a segment that follows another; sets where the chain goes on."""
+        closed = closed_segments(self.path)
+        if not closed:
+            return None
+        with open(closed[-1], "rb") as handle:
+            number, base = segment_start(handle) or (1, 0)
+            size = os.fstat(handle.fileno()).st_size
+            last, _ = last_line(handle, closed[-1])
+        if last is None:
+            raise ArtifactError(f"{closed[-1]}: an empty segment")
+        self._seq, self.head = last.seq, last.hash
+        return {"time": _moment(), "event": SEGMENT, "segment": number + 1, "base": base + size}
+
     def _catch_up(self) -> None:
         """Find the last complete line, wherever another process or a crash left the file."""
-        size = os.fstat(self._handle.fileno()).st_size
-        span = _TAIL
-        tail = b""
-        while True:
-            start = max(0, size - span)
-            tail = os.pread(self._handle.fileno(), size - start, start)
-            if tail.count(b"\n") >= 2 or start == 0:
-                break
-            span *= 4
-        body, _, torn = tail.rpartition(b"\n")
+        handle = self._handle.fileno()
+        size = os.fstat(handle).st_size
+        last, torn = last_line(self._handle, self.path)
         if torn:
             with open(self.path.with_name(self.path.name + ".torn"), "ab") as out:
                 out.write(torn + b"\n")
-            os.ftruncate(self._handle.fileno(), size - len(torn))
-        if not body:
-            self._seq, self.head = 0, FIRST
-            return
-        try:
-            last = json.loads(body.rpartition(b"\n")[2])
-            self._seq, self.head = int(last["seq"]), str(last["hash"])
-        except (ValueError, KeyError, TypeError):
-            raise ArtifactError(f"{self.path}: the last line is not a decision") from None
+            os.ftruncate(handle, size - len(torn))
+        self._size = size - len(torn)
+        self._seq, self.head = (last.seq, last.hash) if last else (0, FIRST)
+        if last:
+            self._handle.seek(0)
+            first = read_line(self._handle.readline(), f"{self.path}, line 1")
+            self._day = str(first.record.get("time", ""))[:10]
 
 
-def verify_log(path: str | Path, head: str | None = None) -> Verified:
-    """Recompute the chain of a decision log.
-
-    Args:
-        head: hash that the last line must have, noted earlier at a safe place.
-    Raises:
-        ArtifactError: names the first line that does not follow from the one before.
-    """
-    previous, count = FIRST, 0
-    try:
-        handle = open(path, encoding="utf-8", newline="\n")  # noqa: SIM115 - closed below
-    except OSError as exc:
-        raise ConfigError(f"{path}: no readable decision log ({type(exc).__name__})") from None
-    with handle:
-        for number, text in enumerate(handle, start=1):
-            try:
-                line = json.loads(text)
-                claimed = line.pop("hash")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ArtifactError(f"{path}, line {number}: not a decision") from None
-            if not text.endswith("\n"):
-                raise ArtifactError(f"{path}, line {number}: unfinished")
-            if line.get("previous") != previous or line.get("seq") != number:
-                raise ArtifactError(f"{path}, line {number}: does not follow the line before it")
-            if not hmac.compare_digest(_digest(line), str(claimed)):
-                raise ArtifactError(f"{path}, line {number}: was changed after it was written")
-            previous, count = claimed, number
-    if head is not None and head != previous:
-        raise ArtifactError(f"{path}: ends at line {count}, not at the head that was noted")
-    return Verified(count, previous)
-
-
-def _text(line: dict[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
-
-
-def _digest(line: dict[str, Any]) -> str:
-    text = json.dumps(line, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _secret(path: Path) -> bytes:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(secrets.token_hex(32) + "\n")
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)  # the first of two processes wins
-        fresh.unlink()
-    text = path.read_text(encoding="ascii", errors="replace").strip()
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ConfigError(f"{path}: expected 64 hexadecimal digits")
-    return bytes.fromhex(text)
+def _moment() -> str:
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+    return now.replace("+00:00", "Z")

@@ -8,6 +8,7 @@ import click
 
 from foundation.errors import UserError
 from serving.progress import Reporter
+from serving.sample_commands import reads_mapping
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIR = click.Path(path_type=Path, file_okay=False)
@@ -32,6 +33,7 @@ DIR = click.Path(path_type=Path, file_okay=False)
 @click.option("--embargo-days", type=int, help="With --rolling: days until a label is known.")
 @click.option("--first", help="With --rolling: the first origin, e.g. 2024-03.")
 @click.option("--allow-leak", is_flag=True, help="With --rolling: though the backbone knew later.")
+@reads_mapping("samples")
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
 def backtest(
     package_path: Path | None,

@@ -21,14 +21,21 @@ from serving.backbone_commands import backbone_group, schema_map, tokenizer_exte
 from serving.backtest_commands import backtest
 from serving.backtrack_commands import backtrack
 from serving.daily_commands import add_to as add_daily
+from serving.decisions.commands import add_to as add_decisions
 from serving.delivery_commands import add_to as add_delivery
 from serving.document_commands import document
 from serving.label_commands import labels, reject_options
 from serving.ladder_options import ladder_options, read_directions
+from serving.models.commands import add_to as add_models
 from serving.progress import Reporter
+from serving.safety.commands import add_to as add_safety
 from serving.sample_commands import add_to as add_samples
 from serving.sample_commands import reads_mapping
+from serving.serve_commands import add_to as add_serve
+from serving.settings_commands import add_to as add_settings
 from serving.simulate_commands import simulate
+from serving.store_commands import events_compact
+from serving.tenancy.commands import add_to as add_tenancy
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIR = click.Path(path_type=Path, file_okay=False)
@@ -398,79 +405,16 @@ cli.add_command(simulate)
 cli.add_command(document)
 add_delivery(cli)
 add_daily(cli)
+add_decisions(cli)
+add_settings(cli)
+add_serve(cli)
+add_models(cli)
+add_safety(cli)
+add_tenancy(cli)
 cli.add_command(backbone_group)
+events.add_command(events_compact)
 tokenizer.add_command(tokenizer_extend)
 schema.add_command(schema_map)
-
-
-@cli.group()
-def keys() -> None:
-    """API keys of the scoring service."""
-
-
-@keys.command("create")
-@click.option("--keys", "path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
-@click.option("--name", required=True, help="Who will use it.")
-@click.option("--scope", "scopes", multiple=True, default=("score", "read"), show_default=True)
-def keys_create(path: Path, name: str, scopes: tuple[str, ...]) -> None:
-    """Make a key; it is shown once and stored only as a hash."""
-    from serving.keys import create_key
-
-    click.echo(create_key(path, name, scopes))
-
-
-@keys.command("list")
-@click.option("--keys", "path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
-def keys_list(path: Path) -> None:
-    """List keys without their secrets."""
-    from serving.keys import list_keys
-
-    for key in list_keys(path):
-        state = "revoked" if key.revoked else "active"
-        click.echo(f"{key.id}  {key.name}  {','.join(key.scopes)}  {state}")
-
-
-@keys.command("revoke")
-@click.option("--keys", "path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
-@click.argument("key_id")
-def keys_revoke(path: Path, key_id: str) -> None:
-    """Revoke a key; running services notice within seconds."""
-    from serving.keys import revoke_key
-
-    revoke_key(path, key_id)
-    click.echo(f"revoked {key_id}")
-
-
-@cli.command()
-@click.option(
-    "--package",
-    "packages",
-    type=DIR,
-    multiple=True,
-    help="A package directory; several may be given, the first answers by default.",
-)
-@click.option("--workspace", type=DIR, help="Serve the champions of this delivery workspace.")
-@click.option("--port", default=3000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--keys", "keys_path", type=FILE, default=Path("riskfm-keys.json"), show_default=True)
-@click.option("--workers", default=1, show_default=True, help="Processes, one core each.")
-def serve(
-    packages: tuple[Path, ...],
-    workspace: Path | None,
-    port: int,
-    host: str,
-    keys_path: Path,
-    workers: int,
-) -> None:
-    """Serve packages over HTTP; makes a first API key and prints it once if there is none."""
-    from serving.champions import champion_packages
-    from serving.launch import serve as serve_packages
-
-    if workspace is not None:
-        packages += tuple(champion_packages(workspace))
-    if not packages:
-        raise UserError("name what to serve: --package DIR, or --workspace DIR for its champions")
-    serve_packages(list(packages), host=host, port=port, keys_path=keys_path, workers=workers)
 
 
 @cli.command()

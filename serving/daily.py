@@ -1,4 +1,4 @@
-"""The daily run: any day of any channel, once; a back-fill over many; a schedule for a worker.
+"""The daily run: any day of any channel, once; a back-fill over many.
 
 A day is over once its last step is finished; running it again finds everything and changes
 nothing. A day that fails leaves its finished steps, and the channel waits there: the days after it
@@ -15,20 +15,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from foundation.errors import RiskfmError, UserError
 from serving import daily_figures, daily_report, daily_steps
-from serving.daily_settings import daily_channels, daily_settings, days_root
-from serving.daily_steps import STEPS, Day, Facts, finished_days, incoming_digests
+from serving.daily_settings import daily_channels, daily_settings
+from serving.daily_steps import STEPS, Day, Facts, incoming_digests
 from serving.delivery import Delivery
 from serving.durable import fault_point, whole_directory
 from serving.progress import Reporter
 
 DONE, BEFORE, FAILED = "done", "done before", "failed"
-CATCH_UP_DAYS = 62
-RETRY_MINUTES = 30
 _STEPS: dict[str, Callable[[Day], Facts]] = {
     "opened": daily_steps.opened,
     "events": daily_steps.events,
@@ -47,7 +44,7 @@ class Outcome:
 
     Attributes:
         state: `done`, `done before` or `failed`.
-        lines: for people. error, exit_code: of a failed day.
+        lines: for people. step, error, exit_code: of a failed day; step is empty before the first.
         job: a delivery that was handed in.
     """
 
@@ -56,6 +53,7 @@ class Outcome:
     channel: str
     state: str
     lines: tuple[str, ...] = ()
+    step: str = ""
     error: str = ""
     exit_code: int = 0
     job: str = ""
@@ -67,9 +65,12 @@ def run_days(
     last: dt.date,
     reporter: Reporter,
     channels: Sequence[tuple[str, str]] | None = None,
+    patient: bool = False,
 ) -> list[Outcome]:
     """Run days `first` to `last` of some channels (None: of all that have a daily run).
 
+    Args:
+        patient: a day without a folder waits, even where the settings would skip it.
     Returns:
         what became of each; after a failed day a channel's later days are not run.
     Raises:
@@ -98,7 +99,7 @@ def run_days(
         for tenant, channel in channels:
             if (tenant, channel) in stopped:
                 continue
-            ended = run_day(Day(delivery, tenant, channel, date, reporter))
+            ended = run_day(Day(delivery, tenant, channel, date, reporter, patient))
             out.append(ended)
             if ended.state == FAILED:
                 stopped.add((tenant, channel))
@@ -108,27 +109,39 @@ def run_days(
 def run_day(day: Day) -> Outcome:
     """One day of one channel, every step in order; what is finished is found."""
     about: dict[str, Any] = {"date": day.date, "tenant": day.tenant, "channel": day.channel}
+    step = ""
     try:
         with _alone(day):
-            over = all(whole_directory(day.out(step)) is not None for step in STEPS)
+            over = all(whole_directory(day.out(each)) is not None for each in STEPS)
             if not over:
                 day.out("opened").parent.mkdir(parents=True, exist_ok=True)
                 for step in STEPS:
                     _STEPS[step](day)
                     fault_point(f"day.{step}.after")
+                    if step == "events" and daily_report.last_of_month(day):
+                        _merge_files(day)
             lines = tuple(daily_report.summary(day) + _sent(day) + (_changed(day) if over else []))
             retrain = day.facts("judged")["retrain"]
     except RiskfmError as exc:
-        return Outcome(**about, state=FAILED, error=str(exc), exit_code=exc.exit_code)
+        return Outcome(**about, state=FAILED, step=step, error=str(exc), exit_code=exc.exit_code)
     except OSError as exc:
         room = "make room on the disk, then " if exc.errno == errno.ENOSPC else ""
         error = f"{exc}; {room}run the day again, it continues where it stopped"
-        return Outcome(**about, state=FAILED, error=error, exit_code=1)
+        return Outcome(**about, state=FAILED, step=step, error=error, exit_code=1)
     except Exception as exc:
         error = f"internal error: {type(exc).__name__}: {exc}"
-        return Outcome(**about, state=FAILED, error=error, exit_code=1)
+        return Outcome(**about, state=FAILED, step=step, error=error, exit_code=1)
     job = retrain["job"] if retrain and retrain["job"] else ""
     return Outcome(**about, state=BEFORE if over else DONE, lines=lines, job=job)
+
+
+def _merge_files(day: Day) -> None:
+    """A month of small files merged; the rows stay, so it is no step with a result."""
+    from foundation.compaction import compact
+
+    with day.reporter.bar("compact") as bar:
+        summary = compact(day.facts("opened")["store"], progress=bar)
+    day.reporter.say(f"store: {summary.line()}")
 
 
 def _sent(day: Day) -> list[str]:
@@ -171,51 +184,6 @@ def _alone(day: Day) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-class Schedule:
-    """What a worker does every day from a time on: yesterday, and what was missed before it.
-
-    Args:
-        at: time of day, UTC. Days are of UTC too.
-    """
-
-    def __init__(self, at: dt.time, reporter: Reporter) -> None:
-        self.at, self.reporter = at, reporter
-        self.next = dt.datetime.min.replace(tzinfo=dt.UTC)
-
-    def __call__(self, delivery: Delivery, now: dt.datetime | None = None) -> list[Outcome]:
-        """Run what is due at a moment (None: this one); nothing where nothing is.
-
-        Never raises for a day that fails: that is tried again half an hour later.
-        """
-        now = now or dt.datetime.now(dt.UTC)
-        if now < self.next or now.time() < self.at:
-            return []
-        out: list[Outcome] = []
-        yesterday = now.date() - dt.timedelta(days=1)
-        for tenant, channel in daily_channels(delivery.workspace, delivery.registry):
-            first = due_from(days_root(delivery.workspace, tenant, channel), yesterday)
-            if first <= yesterday:
-                ended = run_days(delivery, first, yesterday, self.reporter, [(tenant, channel)])
-                out += ended
-                for each in ended:
-                    for line in each.lines or (f"{each.date} {tenant}/{channel}: {each.error}",):
-                        self.reporter.say(line)
-        if any(each.state == FAILED for each in out):
-            self.next = now + dt.timedelta(minutes=RETRY_MINUTES)
-        else:
-            tomorrow = now.date() + dt.timedelta(days=1)
-            self.next = dt.datetime.combine(tomorrow, self.at, dt.UTC)
-        return out
-
-
-def due_from(root: Path, yesterday: dt.date) -> dt.date:
-    """First day to run: the one after the last finished day, within the last two months."""
-    over = [date for date in finished_days(root, STEPS[-1]) if date <= yesterday]
-    if not over:
-        return yesterday
-    return max(over[-1] + dt.timedelta(days=1), yesterday - dt.timedelta(days=CATCH_UP_DAYS))
 
 
 def read_time(text: str) -> dt.time:

@@ -258,10 +258,14 @@ def split(
 
 
 def _backbone_until(day: Day) -> dt.datetime | None:
-    """The last moment the channel's backbone knows of."""
+    """The last moment the channel's backbone knows of; None for one prepared at each delivery,
+    which knows nothing of its samples' days."""
     from foundation.checkpoint import load_backbone
+    from foundation.shipped import SHIPPED
 
     config = day.delivery.registry.channel(day.tenant, day.channel)
+    if config["backbone"] == SHIPPED:
+        return None
     last = load_backbone(config["backbone"], network=False).run.get("last_known_us")
     return None if last is None else dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=last)
 

@@ -47,13 +47,18 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Day:
-    """One day of one channel."""
+    """One day of one channel.
+
+    Attributes:
+        patient: it waits for its folder, even where the settings would skip it.
+    """
 
     delivery: Delivery
     tenant: str
     channel: str
     date: dt.date
     reporter: Reporter
+    patient: bool = False
 
     @property
     def root(self) -> Path:
@@ -147,6 +152,12 @@ def opened(day: Day) -> Facts:
         workspace, registry = day.delivery.workspace, day.delivery.registry
         settings = daily_settings(workspace, day.tenant, day.channel)
         incoming = settings.folder(day.tenant, day.channel, day.date)
+        if not incoming.is_dir() and day.patient and settings.missing == "skip":
+            raise UserError(
+                f"{incoming}: not there, and the clock of this machine jumped forward, so "
+                f"{day.date} waits; put the day's files there, or close it without any by riskfm "
+                f"daily --date {day.date}"
+            )
         if not incoming.is_dir() and settings.missing == "wait":
             raise UserError(
                 f"{incoming}: not there yet, so {day.date} waits; put the day's files there, or "

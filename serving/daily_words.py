@@ -97,4 +97,22 @@ DAILY_WORDS: dict[str, str] = {
     "not compared": "未比较",
     "Intervals: 95 %, paired bootstrap within labels on the same rows. A gain or a loss is called one where the interval of KS lies on one side of zero.":
         "区间：95%，相同样本标签内配对自助法。KS 区间位于零的一侧时才称为提升或下降。",
+    "Rule report": "规则报告",
+    "Decisions": "决策",
+    "Outcomes by day": "逐日结果",
+    "Rules that hit": "命中的规则",
+    "rule": "规则",
+    "hits": "命中",
+    "share": "占比",
+    "approve": "通过",
+    "review": "人工审核",
+    "refuse": "拒绝",
+    "decisions": "决策数",
+    "Challenger against champion": "挑战者与冠军对比",
+    "{changed} of {all} decisions would be others": "{all} 个决策中 {changed} 个会不同",
+    "No challenger was evaluated.": "未评估挑战者。",
+    "champion says": "冠军结果",
+    "challenger says": "挑战者结果",
+    "Share: of the decisions of the same decision file. A rule with no hit may be out of reach.":
+        "占比：同一决策文件的决策中。未命中的规则可能无法触及。",
 }  # fmt: skip

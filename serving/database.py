@@ -6,9 +6,12 @@ a `MetaData` of its own and hands it over when it opens the database.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -37,12 +40,17 @@ class Database:
     def __init__(self, url: str, *schemas: sa.MetaData) -> None:
         try:
             self.engine = sa.create_engine(url, poolclass=NullPool)
+        except ModuleNotFoundError as exc:
+            raise ConfigError(
+                f"database URL '{shown_url(url)}' needs {exc.name}: pip install 'riskfm[postgres]'"
+            ) from None
         except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as exc:
             raise ConfigError(
                 f"database URL '{shown_url(url)}': {exc}; write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/NAME"
             ) from None
         if self.engine.dialect.name == "sqlite":
+            _make_folder(self.engine.url.database)
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         try:
@@ -74,6 +82,16 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def standing(self) -> sa.Connection:
+        """A connection that stays open for many short reads; each is one `begin()` of its own.
+
+        For one thread; its opener closes it.
+        """
+        options: dict[str, Any] = {_READING: True}
+        if self.engine.dialect.name == "postgresql":
+            options["isolation_level"] = "AUTOCOMMIT"
+        return self.engine.connect().execution_options(**options)
+
     def insert_missing(self, connection: sa.Connection, table: sa.Table, **row: object) -> bool:
         """Insert a row unless its key is there; whether it was inserted."""
         keys = {c.name: row[c.name] for c in table.primary_key}
@@ -90,6 +108,13 @@ def shown_url(url: str) -> str:
         return sa.make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:
         return url.split("@")[-1]
+
+
+def _make_folder(file: str | None) -> None:
+    """Make the folder of a new SQLite file, for its owner alone; a folder's parents must exist."""
+    if file and file != ":memory:":
+        with contextlib.suppress(OSError):
+            Path(file).parent.mkdir(mode=0o700, exist_ok=True)
 
 
 def _prepare_sqlite(connection: object, record: object) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 
 from foundation.errors import RiskfmError, UserError
+from foundation.shipped import SHIPPED
 from foundation.strict import plain
 from serving.database import Database
 from serving.delivery_steps import STEPS, Context, JobReporter, Refused, Stopped, perform
@@ -61,12 +62,14 @@ def add_channel(
     tenant: str,
     channel: str,
     store: Path,
-    backbone: Path,
+    backbone: Path | None,
     settings: Path | None,
     by: str,
 ) -> bool:
     """Say where a channel's events and backbone are and how it is delivered.
 
+    Args:
+        backbone: None for the one that comes with riskfm: every delivery prepares it for the store.
     Returns:
         whether anything changed.
     Raises:
@@ -77,11 +80,13 @@ def add_channel(
     from foundation.store import EventStore
 
     opened = EventStore.open(store)
-    check_same_schema(opened, load_backbone(backbone, network=False).schema, f"backbone {backbone}")
+    if backbone is not None:
+        schema = load_backbone(backbone, network=False).schema
+        check_same_schema(opened, schema, f"backbone {backbone}")
     chosen = load_delivery_settings(settings) if settings else DeliverySettings()
     config = {
         "store": os.path.abspath(store),
-        "backbone": os.path.abspath(backbone),
+        "backbone": SHIPPED if backbone is None else os.path.abspath(backbone),
         "settings": plain(chosen),
     }
     return delivery.registry.set_channel(tenant, channel, config, by)
@@ -105,6 +110,7 @@ def hand_in(
         are the same job, whoever hands them in.
     """
     from foundation.checkpoint import load_backbone
+    from foundation.shipped import start_directory
     from foundation.store import EventStore
 
     by = person(by)
@@ -118,11 +124,12 @@ def hand_in(
         digest, copy = place_copy(path, delivery.workspace.samples)
         file = str(copy.relative_to(delivery.workspace.root))
         files[kind] = {"file": file, "digest": digest}
+    start = load_backbone(start_directory(config["backbone"]), network=False)
     request = {
         **files,
         **config,
         "store_version": EventStore.open(config["store"]).version,
-        "backbone_fingerprint": load_backbone(config["backbone"], network=False).fingerprint,
+        "backbone_fingerprint": start.fingerprint,
     }
     job, new = delivery.book.add(tenant, channel, request, by, created_at)
     delivery.registry.add_maker(job.id, by)
@@ -219,7 +226,7 @@ def run_jobs(
     Args:
         until: stop once this job has ended; None works until there is none left.
         forever: wait for new ones.
-        between: called before each job and while waiting, such as a `serving.daily.Schedule`.
+        between: called before each job and while waiting, such as a `serving.nightly.Schedule`.
     Returns:
         the jobs that ended, in that order.
     Raises:

@@ -73,7 +73,9 @@ def channel() -> None:
 @channel.command("add")
 @_population(required=True)
 @click.option("--store", type=DIR, required=True, help="The event store.")
-@click.option("--backbone", type=DIR, required=True, help="The backbone directory.")
+@click.option(
+    "--backbone", type=DIR, help="The backbone directory; the shipped one, prepared, if left out."
+)
 @click.option("--gates", type=FILE, help="A YAML such as configs/delivery/default.yaml.")
 @_by
 @_workspace
@@ -81,7 +83,7 @@ def channel_add(
     tenant: str,
     channel: str,
     store: Path,
-    backbone: Path,
+    backbone: Path | None,
     gates: Path | None,
     by: str,
     workspace: Path,
@@ -90,6 +92,7 @@ def channel_add(
     from serving.delivery import Delivery, add_channel
 
     opened = Delivery.open(workspace, create=True)
+    _require(opened, by, tenant, "manage_channels", channel)
     changed = add_channel(opened, tenant, channel, store, backbone, gates, by)
     click.echo(f"channel {tenant}/{channel}: {'written' if changed else 'nothing changed'}")
 
@@ -127,6 +130,7 @@ def deliver(
     from serving.delivery import hand_in
 
     opened = _open(workspace)
+    _require(opened, by, tenant, "hand_in", channel)
     job, new = hand_in(opened, tenant, channel, samples, test, by)
     if not new:
         click.echo(f"job {job.id}: handed in before, {job.state}")
@@ -154,18 +158,34 @@ def worker(workspace: Path, forever: bool, daily_at: str | None, quiet: bool) ->
     """Continue interrupted jobs and work on queued ones."""
     from serving.delivery import run_jobs
 
-    opened, reporter, schedule = _open(workspace), Reporter(quiet), None
+    opened, schedule = _open(workspace), None
+    reporter = _worker_reporter() if forever and not quiet else Reporter(quiet)
     if daily_at is not None:
-        from serving.daily import Schedule, read_time
+        from serving.daily import read_time
+        from serving.nightly import Schedule
 
         if not forever:
             raise UserError("--daily-at needs --forever; one day runs with riskfm daily --date DAY")
         schedule = Schedule(read_time(daily_at), reporter)
+    from serving.release_documents import document_missing
+
+    document_missing(opened, reporter.say)
     with _resumable():
         ended = run_jobs(opened, reporter, forever=forever, between=schedule)
     for job in ended:
         click.echo(f"job {job.id}: {job.state} {job.release or job.error}".rstrip())
     click.echo(f"{len(ended)} jobs ended")
+
+
+def _worker_reporter() -> Reporter:
+    """Logs as the service has them; progress goes there too where a machine reads it."""
+    from serving.logs import configure
+    from serving.progress import LoggedReporter
+    from serving.settings import load_settings
+
+    settings = load_settings()
+    configure(settings)
+    return LoggedReporter() if settings.log_format == "json" else Reporter()
 
 
 @click.group()
@@ -226,7 +246,10 @@ def jobs_show(job: str, workspace: Path) -> None:
 @_workspace
 def jobs_cancel(job: str, by: str, workspace: Path) -> None:
     """Stop a job; what its steps finished is kept."""
-    found = _open(workspace).book.cancel(job, by)
+    opened = _open(workspace)
+    found = opened.book.get(job)
+    _require(opened, by, found.tenant, "hand_in", found.channel)
+    found = opened.book.cancel(job, by)
     click.echo(f"job {found.id}: {found.state}")
 
 
@@ -237,6 +260,8 @@ def jobs_cancel(job: str, by: str, workspace: Path) -> None:
 def jobs_retry(job: str, by: str, workspace: Path) -> None:
     """Queue a failed or cancelled job again."""
     opened = _open(workspace)
+    found = opened.book.get(job)
+    _require(opened, by, found.tenant, "hand_in", found.channel)
     found = opened.book.retry(job, by)
     opened.registry.add_maker(found.id, by)
     click.echo(f"job {found.id}: {found.state}; riskfm worker takes it")
@@ -253,20 +278,23 @@ def jobs_log(job: str, workspace: Path) -> None:
 
 @click.command()
 @click.argument("release")
+@click.option("--other-points", is_flag=True, help="Accept another scale of points.")
 @_by
 @_note
 @_workspace
-def approve(release: str, by: str, note: str, workspace: Path) -> None:
+def approve(release: str, other_points: bool, by: str, note: str, workspace: Path) -> None:
     """Make a challenger the champion; who handed in its samples may not."""
     opened = _open(workspace)
     before = opened.registry.release(release)
+    _require(opened, by, before.tenant, "approve", before.channel)
     now = opened.registry.champion(before.tenant, before.channel)
     if now is not None and now.id not in (before.incumbent, release):
         click.echo(
             f"note: {release} was compared with {before.incumbent or 'no champion'}, the champion "
             f"is {now.id} today"
         )
-    _say(opened.registry.approve(release, by, note))
+    _say(opened.registry.approve(release, by, note, other_points))
+    _document(opened, release)
 
 
 @click.command()
@@ -276,7 +304,14 @@ def approve(release: str, by: str, note: str, workspace: Path) -> None:
 @_workspace
 def reject(release: str, by: str, note: str, workspace: Path) -> None:
     """Retire a challenger."""
-    _say(_open(workspace).registry.reject(release, by, note))
+    from serving.releases import person
+
+    opened = _open(workspace)
+    found = opened.registry.release(release)
+    # Makers may withdraw their own.
+    own = person(by) in opened.registry.makers(found.job)
+    _require(opened, by, found.tenant, "hand_in" if own else "reject", found.channel)
+    _say(opened.registry.reject(release, by, note))
 
 
 @click.command()
@@ -285,6 +320,8 @@ def reject(release: str, by: str, note: str, workspace: Path) -> None:
 @_workspace
 def releases(tenant: str | None, channel: str | None, history: bool, workspace: Path) -> None:
     """List releases and their stages."""
+    from serving.release_documents import documents_of
+
     opened = _open(workspace)
     if history:
         if tenant is None or channel is None:
@@ -299,8 +336,10 @@ def releases(tenant: str | None, channel: str | None, history: bool, workspace: 
         return
     for each in opened.registry.releases(tenant, channel):
         approved = f"approved by {each.approved_by}" if each.approved_by else ""
+        document = "".join(f"  document {d[:12]}" for d in documents_of(opened, each)[-1:])
         click.echo(
-            f"{each.id}  {each.stage:<10} {each.package_name}  {each.at[:19]}  {approved}".rstrip()
+            f"{each.id}  {each.stage:<10} {each.package_name}  {each.at[:19]}  "
+            f"{approved}{document}".rstrip()
         )
 
 
@@ -314,13 +353,22 @@ def rollback(
     tenant: str, channel: str, to: str | None, by: str, note: str, workspace: Path
 ) -> None:
     """Make an earlier champion the champion again."""
-    _say(_open(workspace).registry.rollback(tenant, channel, to, by, note))
+    opened = _open(workspace)
+    _require(opened, by, tenant, "rollback", channel)
+    _say(opened.registry.rollback(tenant, channel, to, by, note))
 
 
 def _open(workspace: Path) -> Delivery:
     from serving.delivery import Delivery
 
     return Delivery.open(workspace)
+
+
+def _require(opened: Delivery, by: str, tenant: str, action: str, channel: str) -> None:
+    """Refuse who has no role for it, where people are declared."""
+    from serving.tenancy.people import require
+
+    require(opened.registry.database, by, tenant, action, channel)
 
 
 def _finish(opened: Delivery, job: Job, reporter: Reporter) -> Job:
@@ -350,6 +398,19 @@ def _complain(job: Job) -> None:
     again = "" if job.state == "refused" else f"; riskfm jobs retry {job.id} queues it again"
     text = f"job {job.id} {job.state}: {job.error}{again}"
     raise InternalError(text) if job.exit_code == 1 else UserError(text)
+
+
+def _document(opened: Delivery, release: str) -> None:
+    """The document that names the approval; where it cannot be made the approval stands."""
+    from foundation.errors import RiskfmError
+    from serving.release_documents import document_release
+
+    try:
+        path = document_release(opened, opened.registry.release(release))
+    except RiskfmError as exc:
+        click.echo(f"note: no document with the approval: {exc}", err=True)
+        return
+    click.echo(f"document {path / 'model_document.en.html'}")
 
 
 def _say(release: Release) -> None:

@@ -163,12 +163,13 @@ def adapted(context: Context) -> dict[str, Any]:
     from finetune.adaptation import run_adaptation
     from finetune.modelling import AdaptSettings
     from foundation.checkpoint import load_backbone
+    from foundation.shipped import start_directory
     from serving.comparison import DEVELOPMENT, development_frame
 
     request, adapt = context.job.request, context.settings.adapt
 
     def make(folder: Path) -> dict[str, Any]:
-        found = load_backbone(request["backbone"], network=False).fingerprint
+        found = load_backbone(start_directory(request["backbone"]), network=False).fingerprint
         if found != request["backbone_fingerprint"]:
             raise ArtifactError(
                 f"backbone {request['backbone']} changed since the samples were handed in "
@@ -181,7 +182,7 @@ def adapted(context: Context) -> dict[str, Any]:
             store_version=request["store_version"],
         )
         result = run_adaptation(
-            request["backbone"],
+            _backbone(context),
             request["store"],
             context.samples,
             folder,
@@ -198,6 +199,28 @@ def adapted(context: Context) -> dict[str, Any]:
     facts = place_directory(context.out("adapted"), make, "adapted.inside")
     context.reporter.say(f"package {facts['package']}: recipe {facts['chosen']}, {facts['why']}")
     return facts
+
+
+def _backbone(context: Context) -> Path:
+    """The backbone the job adapts: the channel's, or the shipped one prepared for the samples.
+
+    That one lies in `backbones/` of the workspace; the next delivery of the same store version and
+    dates finds it there.
+    """
+    from finetune.starting import FOLDER, shipped_start
+    from foundation.shipped import SHIPPED
+
+    given = context.job.request["backbone"]
+    if given != SHIPPED:
+        return Path(given)
+    # One worker in a workspace: what a killed one was preparing belongs to nobody.
+    for left in (context.workspace.root / FOLDER).glob("*.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    need = context.settings.adapt.recipe != "query"
+    beside = context.workspace.root / "runs"
+    return shipped_start(
+        context.store(), context.samples, context.test, None, need, beside, context.reporter
+    )
 
 
 def backtested(context: Context) -> dict[str, Any]:

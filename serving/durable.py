@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,27 @@ def whole_directory(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return dict(record["facts"]) if whole else None
+
+
+def renew_record(file: Path, note: Mapping[str, Any]) -> None:
+    """After a file changed on purpose: the record of its directory has its new digest.
+
+    Args:
+        note: why, kept beside the record's own content under "changed".
+    """
+    for folder in file.parents:
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            name = str(file.relative_to(folder))
+            if name not in record["files"]:
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        files = record["files"] | {name: digest_file(file)}
+        body = {"facts": record["facts"], "files": files}
+        changed = [*record.get("changed", ()), {"file": name, **note}]
+        text = json.dumps(body | {"digest": _body_digest(body), "changed": changed}, indent=1)
+        place_file(folder / RECORD, text.encode())
 
 
 def place_tree(source: Path, path: Path, point: str = "") -> None:

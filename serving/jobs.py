@@ -63,11 +63,12 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """From the beginning of the first attempt to the end, or to now."""
+        """From the beginning of the first attempt to the end, or to now; 0 where the clock went
+        back in between."""
         if self.began_at is None:
             return 0.0
         end = dt.datetime.fromisoformat(self.ended_at) if self.ended_at else dt.datetime.now(dt.UTC)
-        return (end - dt.datetime.fromisoformat(self.began_at)).total_seconds()
+        return max(0.0, (end - dt.datetime.fromisoformat(self.began_at)).total_seconds())
 
 
 class JobBook:
@@ -109,9 +110,13 @@ class JobBook:
             return self._read(connection, job)
 
     def all(self) -> list[Job]:
-        """Every job, oldest first."""
+        """Every job in the order of handing in, whatever the clock said then."""
+        first = sa.select(job_log.c.job, sa.func.min(job_log.c.seq).label("seq"))
+        came = first.group_by(job_log.c.job).subquery()
         with self.database.transaction() as connection:
-            rows = connection.execute(sa.select(jobs).order_by(jobs.c.created_at, jobs.c.id))
+            rows = connection.execute(
+                sa.select(jobs).join(came, came.c.job == jobs.c.id).order_by(came.c.seq)
+            )
             return [_job(row) for row in rows]
 
     def next(self) -> Job | None:

@@ -8,6 +8,7 @@ directory, and every numerical library gets the declared number of threads.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -17,15 +18,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from foundation.errors import ConfigError, InternalError
-from serving.keys import SCOPES, create_key, list_keys
-from serving.scorer import Scorer
-from serving.settings import Settings, absolute, load_settings, to_environment
+from serving.database import Database
+from serving.draining import MARKER
+from serving.models.deployments import Deployments
+from serving.settings import Settings, absolute, to_environment
+from serving.settings_check import require_safe
+from serving.tenancy.keys import create_key, list_keys
+from serving.tenancy.principal import SCOPES
 
 SERVICE = "serving.service:RiskfmService"
 _THREADS = (
@@ -37,37 +42,20 @@ _THREADS = (
 )
 
 
-def serve(
-    packages: Sequence[str | Path],
-    *,
-    port: int = 3000,
-    host: str = "127.0.0.1",
-    keys_path: str | Path = "riskfm-keys.json",
-    workers: int = 1,
-    settings: Settings | None = None,
-) -> int:
+def serve(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> int:
     """Verify the packages, then run the service until it is stopped.
 
-    Makes a first API key and prints it once if the file holds no usable one.
+    In development a first API key is made and printed once if there is no usable one.
 
-    Args:
-        packages: package directories, or directories of packages; the first named by itself is
-            the default.
-        settings: everything the other arguments do not say; default from the environment.
     Returns:
         the exit code: 0 after SIGINT or SIGTERM, otherwise that of the server.
     Raises:
-        UserError: packages, keys or the port are at fault.
+        UserError: settings, packages or the port are at fault.
     """
-    settings = msgspec.structs.replace(
-        settings or load_settings(),
-        packages=tuple(str(p) for p in packages),
-        keys=str(keys_path),
-        workers=workers,
-    )
+    require_safe(settings, host)
     loaded = check(settings, port, host)
-    key = ensure_key(settings.keys)
-    print(f"packages: {', '.join(loaded)}")
+    key = ensure_key(settings) if settings.environment == "development" else None
+    print(f"answering: {', '.join(loaded) or 'nothing yet; no channel has a champion'}")
     if key is not None:
         print(f"API key (shown this once): {key}")
     print(f"scoring at http://{_bracketed(host)}:{port}/v1/score, Ctrl-C stops", flush=True)
@@ -78,13 +66,13 @@ def serve(
         def stop(number: int, frame: object) -> None:
             nonlocal stopped
             stopped = True
-            process.send_signal(signal.SIGTERM)
+            _tell_to_stop(process, scratch)
 
         before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = process.wait()
         finally:
-            _stop(process)
+            _stop(process, scratch, settings.drain_seconds + settings.grace_seconds)
             for number, handler in before.items():
                 signal.signal(number, handler)
         return 0 if stopped else code
@@ -100,9 +88,9 @@ def check(settings: Settings, port: int, host: str = "127.0.0.1") -> tuple[str, 
         ArtifactError: a damaged package.
     """
     check_port(port, host)
-    scorer = Scorer(settings)
-    scorer.close()
-    return tuple(scorer.packages)
+    deployments = Deployments(settings)
+    deployments.close()
+    return tuple(deployments.names)
 
 
 def check_port(port: int, host: str = "127.0.0.1") -> None:
@@ -120,15 +108,16 @@ def check_port(port: int, host: str = "127.0.0.1") -> None:
             raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror or exc}") from None
 
 
-def ensure_key(path: str | Path, name: str = "development") -> str | None:
-    """A first key for development: made only if the file holds no usable one.
+def ensure_key(settings: Settings, name: str = "development") -> str | None:
+    """A first key for development: made only if there is no usable one.
 
     Returns:
         the key, to be shown once, or None if there already is one.
     """
-    if any(not record.revoked for record in list_keys(path)):
+    database = Database(settings.database_url)
+    if any(record.state() == "active" for record in list_keys(database)):
         return None
-    return create_key(path, name, SCOPES)
+    return create_key(database, name, SCOPES)
 
 
 @contextlib.contextmanager
@@ -153,10 +142,9 @@ def running_service(
         InternalError: not ready in time; the message ends with the service's last words.
     """
     with tempfile.TemporaryDirectory(prefix="riskfm-") as scratch:
-        keys = os.path.join(scratch, "keys.json")
-        settings = settings or Settings(keys=keys)
+        settings = settings or Settings(state=os.path.join(scratch, "state"))
         settings = msgspec.structs.replace(settings, packages=(str(package_dir),))
-        key = create_key(settings.keys, "temporary", SCOPES)
+        key = create_key(Database(settings.database_url), "temporary", SCOPES)
         port = port or free_port()
         check_port(port)
         log = Path(scratch) / "service.log"
@@ -166,7 +154,7 @@ def running_service(
             _await_ready(url, process, log, wait_seconds)
             yield url, key
         finally:
-            _stop(process)
+            _stop(process, scratch)
 
 
 def _bracketed(host: str) -> str:
@@ -199,6 +187,7 @@ def _start(
             "BENTOML_DO_NOT_TRACK": "True",
             "BENTOML_HOME": scratch,
             "PYTHONPATH": os.pathsep.join(python_path),
+            MARKER: os.path.join(scratch, "stopping"),
         }
         | dict(more or {})
     )
@@ -214,6 +203,8 @@ def _start(
         str(port),
         "--working-dir",
         root,
+        "--timeout-graceful-shutdown",
+        str(math.ceil(settings.grace_seconds)),
     ]
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(log, "wb")) if log is not None else None
@@ -246,12 +237,18 @@ def _await_ready(
     raise InternalError(f"the service was not ready in {wait_seconds:g} s; it said:\n{words}")
 
 
-def _stop(process: subprocess.Popen[bytes], grace_seconds: float = 15.0) -> None:
-    """SIGTERM to the supervisor, which stops its workers; SIGKILL to all that outlive it."""
+def _tell_to_stop(process: subprocess.Popen[bytes], scratch: str) -> None:
+    """SIGTERM to the supervisor, which stops its workers; they see that all of them stop."""
+    Path(scratch, "stopping").touch()
+    process.terminate()
+
+
+def _stop(process: subprocess.Popen[bytes], scratch: str, grace_seconds: float = 15.0) -> None:
+    """Stop supervisor and workers; SIGKILL to all that outlive their time."""
     if process.poll() is None:
-        process.terminate()
+        _tell_to_stop(process, scratch)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_seconds)
+            process.wait(grace_seconds + 5.0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -38,8 +38,13 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "before it counts. Without a zone it is read in the schema's."
         ),
     ] = None
+    channel: Annotated[
+        str | None,
+        Meta(description="Channel whose model answers; may be left out where there is one only."),
+    ] = None
     package: Annotated[
-        str | None, Meta(description="Package id; may be left out where one is the default.")
+        str | None,
+        Meta(description="A package by its id instead; no rollout changes it."),
     ] = None
     events: Annotated[
         dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None],
@@ -68,11 +73,52 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     entity_id: EntityId
     as_of: str | None = None
+    channel: str | None = None
     package: str | None = None
     events: dict[str, msgspec.Raw] = {}
     profile: msgspec.Raw = NOTHING
     context: msgspec.Raw = NOTHING
     reasons: bool = False
+
+
+class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One customer to forecast: as `ScoreRequest`, with the forecasts that are wanted."""
+
+    entity_id: EntityId
+    as_of: str | None = None
+    channel: str | None = None
+    package: str | None = None
+    events: dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None] = {}
+    profile: dict[str, Value] | None = None
+    context: dict[str, Value] | None = None
+    forecasts: Annotated[
+        list[str] | None, Meta(description="Names of forecasts; left out: every one there is.")
+    ] = None
+
+
+class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`QueryRequest` as it is decoded."""
+
+    entity_id: EntityId
+    as_of: str | None = None
+    channel: str | None = None
+    package: str | None = None
+    events: dict[str, msgspec.Raw] = {}
+    profile: msgspec.Raw = NOTHING
+    context: msgspec.Raw = NOTHING
+    forecasts: list[str] | None = None
+
+    def envelope(self) -> Envelope:
+        """The part that is scored."""
+        return Envelope(
+            entity_id=self.entity_id,
+            as_of=self.as_of,
+            channel=self.channel,
+            package=self.package,
+            events=self.events,
+            profile=self.profile,
+            context=self.context,
+        )
 
 
 class ReasonAnswer(msgspec.Struct, frozen=True):
@@ -85,12 +131,14 @@ class ReasonAnswer(msgspec.Struct, frozen=True):
 
 
 class PackageRef(msgspec.Struct, frozen=True):
-    """Which package answered."""
+    """Which package answered, as which release of the channel, on which backbone."""
 
     id: str
     name: str
     channel: str
     digest: str
+    release: str = ""
+    backbone: str = ""
 
 
 class EventCounts(msgspec.Struct, frozen=True):
@@ -100,8 +148,23 @@ class EventCounts(msgspec.Struct, frozen=True):
     ignored: int
 
 
+class DecisionAnswer(msgspec.Struct, frozen=True):
+    """What follows from the score by the channel's rules: approve, review or refuse, and why.
+
+    `version` is the digest of the decision file, `default` where the package's bands decide.
+    """
+
+    outcome: str
+    reasons: list[str]
+    rules: list[str]
+    actions: list[str]
+    version: str
+    limit: float | None = None
+    price: float | None = None
+
+
 class ScoreAnswer(msgspec.Struct, frozen=True):
-    """A score: probability of label 1, points, band, and on demand the reasons."""
+    """A score: probability of label 1, points, band, decision, and on demand the reasons."""
 
     request_id: str
     package: PackageRef
@@ -110,8 +173,29 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
     score: Annotated[float, Meta(ge=0, le=1)]
     points: int
     band: str
+    decision: DecisionAnswer
     reasons: list[ReasonAnswer]
     forecasts: dict[str, float]
+    events: EventCounts
+    flags: list[str]
+
+
+class ForecastAnswer(msgspec.Struct, frozen=True):
+    """Probability of a declared outcome after as_of, learned without labels."""
+
+    name: str
+    title: str
+    probability: Annotated[float, Meta(ge=0, le=1)]
+
+
+class QueryAnswer(msgspec.Struct, frozen=True):
+    """What is expected of a customer by the outcomes of the schema; no decision."""
+
+    request_id: str
+    package: PackageRef
+    entity_id: str
+    as_of: str
+    forecasts: list[ForecastAnswer]
     events: EventCounts
     flags: list[str]
 
@@ -176,6 +260,29 @@ class ErrorBody(msgspec.Struct, frozen=True):
     message: str
     field: str
     request_id: str
+
+
+class RowResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One row of a batch: its answer, or what was wrong with it alone."""
+
+    row: int
+    answer: ScoreAnswer | None = None
+    error: ErrorBody | None = None
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """Every row of a batch in its order; only rows with an answer are billed."""
+
+    request_id: str
+    scored: int
+    failed: int
+    results: list[RowResult]
+
+
+class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Many customers to score; a bad one fails alone."""
+
+    requests: list[ScoreRequest]
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,18 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
             yield _Bar(progress, title, self)
+
+
+class LoggedReporter(Reporter):
+    """Says it to the log instead, for a worker whose output a machine reads."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self._log = logging.getLogger("riskfm.worker")
+
+    def say(self, text: str) -> None:
+        """One event."""
+        self._log.info("%s", text)
 
 
 class _Bar:

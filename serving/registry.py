@@ -7,7 +7,9 @@ A release is a package on its way through the stages of a channel:
 Rules, kept here and nowhere else: at most one champion for each channel; who handed in the samples
 or asked for the delivery may not approve it (maker is not checker); only what a different person
 once approved can be champion; a package that is damaged on the disk is not promoted; every change
-is one row of an append-only history. The same request twice changes nothing.
+is one row of an append-only history. The same request twice changes nothing. A challenger may
+answer a part of the customers before (a rollout, decided on like an approval), and any release may
+score in shadow, where nobody sees its scores.
 """
 
 from __future__ import annotations
@@ -23,6 +25,17 @@ from foundation.errors import ArtifactError, UserError, listing, nearest
 from serving import registry_tables as tables
 from serving.champions import PACKAGES, write_champions
 from serving.database import Database, now
+from serving.models.trials import (
+    ROLLOUT,
+    compare_scale,
+    end_trials,
+    put_trial,
+    require_champion,
+    require_other_person,
+    require_stage,
+    rolled_out,
+    standings,
+)
 from serving.registry_tables import CHALLENGER, CHAMPION, RETIRED, SHADOW
 from serving.releases import (
     Release,
@@ -115,7 +128,8 @@ class Registry:
             incumbent: release it was compared with.
         """
         by, digest = person(by), str(package["digest"])
-        summary = json.dumps({k: package.get(k) for k in ("id", "recipe", "why", "created_at")})
+        kept = ("id", "recipe", "why", "created_at", "points", "backbone_fingerprint")
+        summary = json.dumps({k: package.get(k) for k in kept})
         with self.database.transaction() as connection:
             self.database.insert_missing(
                 connection, tables.packages, digest=digest, name=str(package["id"]), at=now(),
@@ -150,21 +164,20 @@ class Registry:
                 self._move(connection, found, CHALLENGER, by, "challenger", why)
             return read_release(connection, release)
 
-    def approve(self, release: str, by: str, note: str = "") -> Release:
+    def approve(self, release: str, by: str, note: str = "", other_points: bool = False) -> Release:
         """Make a challenger the champion; the champion before it retires.
 
+        Args:
+            other_points: its points may be on another scale than the champion's.
         Raises:
-            UserError: no such release, a maker approves, or it is no challenger.
+            UserError: no such release, a maker approves, it is no challenger, or its points are
+                on another scale.
             ArtifactError: its package is damaged on the disk.
         """
         by = person(by)
         with self.database.transaction() as connection:
             found = read_release(connection, release)
-            if by in read_makers(connection, found.job):
-                raise UserError(
-                    f"{by} handed in the samples of {release} and may not approve it; a different "
-                    "person must"
-                )
+            require_other_person(connection, found, by)
             if found.stage == CHAMPION and found.approved_at:
                 return found
             if found.stage != CHALLENGER:
@@ -173,6 +186,7 @@ class Registry:
                     + ("; bring it back with riskfm rollback" if found.approved_at else "")
                 )
             self._require_whole(found)
+            note = compare_scale(connection, self.workspace, found, note, other_points)
             self._decide(connection, release, by, "approve", note)
             connection.execute(
                 tables.releases.update()
@@ -199,8 +213,72 @@ class Registry:
                 )
             if found.stage != RETIRED:
                 self._decide(connection, release, by, "reject", note)
+                end_trials(connection, found, by, "rejected", rollouts=False)
                 self._move(connection, found, RETIRED, by, "rejected", note)
-            return read_release(connection, release)
+        self.publish()
+        return self.release(release)
+
+    def rollout(
+        self, release: str, percent: float, by: str, note: str = "", other_points: bool = False
+    ) -> Release:
+        """Let a challenger answer a part of its channel's customers; 0 ends it.
+
+        The same customer always gets the same side, and a growing percentage moves nobody back.
+
+        Raises:
+            UserError: no such release or no challenger, no champion beside it, a maker decides,
+                another release is rolled out, not 0 to 99 percent, or another scale of points.
+            ArtifactError: its package is damaged on the disk.
+        """
+        by = person(by)
+        if not 0 <= percent <= 99:
+            raise UserError(
+                f"{percent:g} percent: give 0 to 99; riskfm approve lets it answer everybody"
+            )
+        with self.database.transaction() as connection:
+            found = read_release(connection, release)
+            if percent > 0:
+                require_other_person(connection, found, by)
+                require_stage(found, ROLLOUT)
+                require_champion(connection, found)
+                other = rolled_out(connection, found.tenant, found.channel)
+                if other not in (None, release):
+                    raise UserError(
+                        f"{other} is rolled out in {found.tenant}/{found.channel}; end that with "
+                        "--percent 0 first"
+                    )
+                self._require_whole(found)
+                note = compare_scale(connection, self.workspace, found, note, other_points)
+            why = ", ".join(filter(None, (f"{percent:g} percent", note)))
+            if put_trial(connection, found, ROLLOUT, float(percent), by, now(), why):
+                self._decide(connection, release, by, ROLLOUT, why)
+        self.publish()
+        return self.release(release)
+
+    def shadow(self, release: str, share: float | None, by: str, note: str = "") -> Release:
+        """Let a release score along for a share of the requests, seen by nobody; 0 ends it.
+
+        Args:
+            share: 0 to 1; None: what the service is set to.
+        Raises:
+            UserError: no such release, the champion itself, a rejected release, no champion beside
+                it, or no share.
+            ArtifactError: its package is damaged on the disk.
+        """
+        by = person(by)
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"a share of {share:g}: give 0 to 1")
+        with self.database.transaction() as connection:
+            found = read_release(connection, release)
+            if share != 0:
+                require_stage(found, SHADOW)
+                require_champion(connection, found)
+                self._require_whole(found)
+            said = "share of the service" if share is None else f"share {share:g}"
+            why = ", ".join(filter(None, (said, note)))
+            put_trial(connection, found, SHADOW, share, by, now(), why)
+        self.publish()
+        return self.release(release)
 
     def rollback(
         self, tenant: str, channel: str, to: str | None, by: str, note: str = ""
@@ -276,17 +354,7 @@ class Registry:
     def publish(self) -> None:
         """Bring `champions.json` up to date; under the lock, so the latest state is the last."""
         with self.database.transaction() as connection:
-            query = release_query().where(tables.releases.c.stage == CHAMPION)
-            found = [as_release(row) for row in connection.execute(query)]
-            write_champions(
-                self.workspace,
-                {
-                    f"{r.tenant}/{r.channel}": {
-                        "release": r.id, "package": r.package, "name": r.package_name
-                    }
-                    for r in found
-                },
-            )  # fmt: skip
+            write_champions(self.workspace, standings(connection, self.workspace))
 
     # inside a transaction
 
@@ -318,6 +386,8 @@ class Registry:
         )  # fmt: skip
         for row in connection.execute(reigning).all():
             self._move(connection, as_release(row), RETIRED, by, "retired", f"for {found.id}")
+        # What was decided about a rollout was decided beside the champion before.
+        end_trials(connection, found, by, f"{found.id} is champion", rollouts=True)
         self._move(connection, found, CHAMPION, by, action, why)
 
     def _decide(

@@ -41,6 +41,18 @@ sa.Index(
     "one_champion", releases.c.tenant, releases.c.channel, unique=True,
     sqlite_where=releases.c.stage == CHAMPION, postgresql_where=releases.c.stage == CHAMPION,
 )  # fmt: skip
+# A challenger that some customers get (share: percent of them), releases that score in shadow
+# (share of the requests; NULL: what the service is set to).
+trials = sa.Table(
+    "trials", metadata,
+    _text("tenant", primary_key=True), _text("channel", primary_key=True),
+    sa.Column("release", sa.Text, sa.ForeignKey("releases.id"), primary_key=True),
+    _text("kind", primary_key=True), sa.Column("share", sa.Float), _text("at"), _text("who"),
+)  # fmt: skip
+sa.Index(
+    "one_rollout", trials.c.tenant, trials.c.channel, unique=True,
+    sqlite_where=trials.c.kind == "rollout", postgresql_where=trials.c.kind == "rollout",
+)  # fmt: skip
 makers = sa.Table(
     "makers", metadata, _text("job", primary_key=True), _text("person", primary_key=True),
     _text("at"),

@@ -1,4 +1,4 @@
-"""From one JSON request to the frames a package scores: typed, columnar, point in time.
+"""From one JSON request to the rows a package scores: typed, columnar, point in time.
 
 A `RequestReader` is built once per schema. It generates msgspec types for the rows and columns of
 every source, so that decoding checks types, names and finite numbers in C; what reaches Python is
@@ -28,8 +28,10 @@ import numpy as np
 import polars as pl
 from msgspec import UNSET, Meta, UnsetType
 
+from finetune.features import Population
+from foundation.array_history import single_profile, single_timeline
 from foundation.errors import listing, nearest
-from foundation.history import storage_type
+from foundation.row_table import RowTable, Words
 from foundation.schema import Field, Schema, duration_seconds
 from foundation.validate import EARLIEST_US, FALSE_WORDS, TRUE_WORDS
 from serving.messages import TEXT_LIMIT, ApiError, Envelope, refusal
@@ -50,24 +52,40 @@ _JSON_TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """One request as a package takes it (all times naive UTC, Datetime us).
+    """One request as a package takes it.
 
     Attributes:
-        frames: per source of the request entity_id, event_time, known_at and the fields.
-        profile: one row of entity_id, known_at (null: always known) and the fields, or None.
-        samples: one row of entity_id, as_of and the context columns.
-        as_of: the moment, ISO 8601 with Z.
+        tables: per source of the request event_us and known_us ([n] int64, UTC) and the fields.
+        profile: known_us (None: always known) and the fields of one row, or None.
+        context: one row.
+        as_of_us: the moment, UTC; as_of: the same as ISO 8601 with Z.
         used, ignored: events known before as_of, and the others.
         flags: what a reader of the score should know about the request.
     """
 
-    frames: dict[str, pl.DataFrame]
-    profile: pl.DataFrame | None
-    samples: pl.DataFrame
+    schema: Schema
+    entity_id: str
+    tables: dict[str, tuple[np.ndarray, np.ndarray, RowTable]]
+    profile: tuple[int | None, RowTable] | None
+    context: RowTable
+    as_of_us: int
     as_of: str
     used: int
     ignored: int
     flags: tuple[str, ...]
+
+    def population(self) -> Population:
+        """The request as the rows of a package."""
+        profile = None
+        if self.profile is not None:
+            profile = single_profile(self.entity_id, *self.profile)
+        return Population(
+            timeline=single_timeline(self.schema, self.entity_id, self.tables),
+            profile=profile,
+            entity_ids=pl.Series("entity_id", [self.entity_id], dtype=pl.String),
+            as_of_us=np.array([self.as_of_us], dtype=np.int64),
+            context=self.context if self.schema.context else None,
+        )
 
 
 class RequestReader:
@@ -108,7 +126,7 @@ class RequestReader:
         if request.as_of is not None:
             as_of_us = self._clock.moment(request.as_of, "as_of")
         limit_us = max(now_us, as_of_us) + self._future_us
-        frames: dict[str, pl.DataFrame] = {}
+        tables: dict[str, tuple[np.ndarray, np.ndarray, RowTable]] = {}
         used = total = 0
         flags = []
         for name, raw in request.events.items():
@@ -120,10 +138,11 @@ class RequestReader:
                     f"sources: {listing(self._sources)}",
                     f"events.{name[:80]}",
                 )
-            frame, known_us = table.read(raw, f"events.{name}", request.entity_id, limit_us)
+            found = table.read(raw, f"events.{name}", limit_us)
+            known_us = found[1]
             if not len(known_us):
                 continue
-            frames[name] = frame
+            tables[name] = found
             total += len(known_us)
             if total > self._max_events:
                 raise ApiError(413, f"more than {self._max_events} events in one request", "events")
@@ -133,36 +152,29 @@ class RequestReader:
         if used < total:
             flags.append("later_events_ignored")
         return ScoringInput(
-            frames=frames,
-            profile=self._profile_frame(request),
-            samples=self._samples(request, as_of_us),
+            schema=self._schema,
+            entity_id=request.entity_id,
+            tables=tables,
+            profile=self._profile_row(request),
+            context=self._context_row(request),
+            as_of_us=as_of_us,
             as_of=iso(as_of_us),
             used=used,
             ignored=total - used,
             flags=tuple(flags),
         )
 
-    def _profile_frame(self, request: Envelope) -> pl.DataFrame | None:
+    def _profile_row(self, request: Envelope) -> tuple[int | None, RowTable] | None:
         if self._schema.profile is None and bytes(request.profile) not in (b"null", b"{}"):
             raise ApiError(422, "this package reads no profile", "profile")
-        columns, known = self._profile.read(request.profile, "profile")
-        if columns is None or self._schema.profile is None:
+        row, known_us = self._profile.read(request.profile, "profile")
+        if row is None or self._schema.profile is None:
             return None
-        head = [
-            pl.Series("entity_id", [request.entity_id], dtype=pl.String),
-            pl.Series("known_at", [known], dtype=pl.Int64).cast(pl.Datetime("us")),
-        ]
-        return pl.DataFrame(head + columns)
+        return known_us, row
 
-    def _samples(self, request: Envelope, as_of_us: int) -> pl.DataFrame:
-        columns, _ = self._context.read(request.context, "context")
-        if columns is None:
-            columns = self._context.empty
-        head = [
-            pl.Series("entity_id", [request.entity_id], dtype=pl.String),
-            pl.Series("as_of", [as_of_us], dtype=pl.Int64).cast(pl.Datetime("us")),
-        ]
-        return pl.DataFrame(head + columns)
+    def _context_row(self, request: Envelope) -> RowTable:
+        row, _ = self._context.read(request.context, "context")
+        return RowTable({}, 1) if row is None else row
 
 
 class _Table:
@@ -203,13 +215,14 @@ class _Table:
         self._block: msgspec.json.Decoder[Any] = msgspec.json.Decoder(block)
 
     def read(
-        self, raw: msgspec.Raw, path: str, entity: str, limit_us: int
-    ) -> tuple[pl.DataFrame, np.ndarray]:
-        """The source's frame and [n] int64 known_us."""
+        self, raw: msgspec.Raw, path: str, limit_us: int
+    ) -> tuple[np.ndarray, np.ndarray, RowTable]:
+        """Event and known times, [n] int64, and the fields."""
         text = bytes(raw)
         columnar = text[:1] == b"{"
         if text == b"null":
-            return pl.DataFrame(), np.empty(0, dtype=np.int64)
+            none = np.empty(0, dtype=np.int64)
+            return none, none, RowTable({}, 0)
         if text[:1] not in (b"[", b"{"):
             raise ApiError(422, "expected a list of events or an object of columns", path)
         try:
@@ -232,14 +245,12 @@ class _Table:
             early = int(np.argmax(event_us < EARLIEST_US))
             raise ApiError(422, "the event lies before 1970", at("event_time")(early))
         known_us = self._known(columns[0], event_us, at("known_at"))
-        series = [
-            pl.Series("entity_id", [entity], dtype=pl.String).new_from_index(0, count),
-            pl.Series("event_time", event_us).cast(pl.Datetime("us")),
-            pl.Series("known_at", known_us).cast(pl.Datetime("us")),
-        ]
-        for (name, spec), values in zip(self._fields.items(), columns[1:], strict=True):
-            series.append(_series(name, spec.kind, values, self._clock, at(name), count))
-        return pl.DataFrame(series), known_us
+        read = {
+            name: _column(spec.kind, values, self._clock, at(name))
+            for (name, spec), values in zip(self._fields.items(), columns[1:], strict=True)
+            if values is not None
+        }
+        return event_us, known_us, RowTable(read, count)
 
     def _known(
         self, given: Sequence[str | None] | None, event_us: np.ndarray, at: Callable[[int], str]
@@ -290,10 +301,9 @@ class _Row:
         )
         self._names = tuple(fields)
         self._decoder = msgspec.json.Decoder(row | None)
-        self.empty = [pl.Series(n, [None], dtype=storage_type(s.kind)) for n, s in fields.items()]
 
-    def read(self, raw: msgspec.Raw, path: str) -> tuple[list[pl.Series] | None, int | None]:
-        """One-row columns in declared order and known_us; None for JSON null."""
+    def read(self, raw: msgspec.Raw, path: str) -> tuple[RowTable | None, int | None]:
+        """One row and its known_us; None for JSON null."""
         try:
             row = self._decoder.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -307,72 +317,69 @@ class _Row:
             known_text, *values = values
             if known_text is not None:
                 known_us = int(self._clock.read([known_text], lambda _: f"{path}.known_at")[0])
-        columns = [
-            _series(name, spec.kind, [value], self._clock, lambda _, n=name: f"{path}.{n}", 1)
+        columns = {
+            name: _column(spec.kind, [value], self._clock, lambda _, n=name: f"{path}.{n}")
             for (name, spec), value in zip(self._fields.items(), values, strict=True)
-        ]
-        return columns, known_us
+        }
+        return RowTable(columns, 1), known_us
 
 
-def _series(
-    name: str,
-    kind: str,
-    values: Sequence[Any] | None,
-    clock: Clock,
-    at: Callable[[int], str],
-    count: int,
-) -> pl.Series:
-    """A column in the type it is stored in; None stands for a column that was left out."""
-    dtype = storage_type(kind)
-    if values is None:
-        return pl.Series(name, [None], dtype=dtype).new_from_index(0, count)
+def _column(
+    kind: str, values: Sequence[Any], clock: Clock, at: Callable[[int], str]
+) -> Words | np.ndarray:
+    """A column as `RowTable` holds it."""
     if kind == "identifier":
-        return pl.Series(name, [_hidden(v) for v in values], dtype=dtype)
+        return Words.read([_hidden(v) for v in values])
     if kind in ("category", "text"):
-        return pl.Series(name, _codes(values), dtype=dtype)
+        return _codes(values)
     if kind == "boolean":
-        return pl.Series(name, _truths(values, at), dtype=dtype)
+        return _truths(values, at)
     if kind == "timestamp":
         places = [index for index, text in enumerate(values) if text is not None]
-        parsed = clock.read([values[i] for i in places], lambda i: at(places[i]))
-        moments = pl.Series(name, parsed)
-        if len(places) < count:
-            empty = pl.Series(name, [None], dtype=pl.Int64).new_from_index(0, count)
-            moments = empty.scatter(places, parsed)
-        return moments.cast(dtype)
+        moments = np.full(len(values), np.nan)
+        moments[places] = clock.read([values[i] for i in places], lambda i: at(places[i]))
+        return moments
     # None becomes NaN; JSON has no NaN of its own.
-    return pl.Series(name, np.array(values, dtype=np.float64), nan_to_null=True)
+    return np.array(values, dtype=np.float64)
 
 
-def _codes(values: Sequence[Any]) -> list[str | None]:
+def _codes(values: Sequence[Any]) -> Words:
     """Category codes as text, as an import reads them from a file of numbers."""
-    if set(map(type, values)) <= {str, type(None)}:
-        clean = {v: None if v is None else v.strip() or None for v in set(values)}
-        return list(map(clean.__getitem__, values))
-    return [
-        value.strip() or None
-        if type(value) is str
-        else None
-        if value is None
-        else str(value).lower()
-        if type(value) is bool
-        else str(int(value))
-        if type(value) is float and value.is_integer()
-        else str(value)
-        for value in values
-    ]
+    if not set(map(type, values)) <= {str, type(None)}:
+        return Words.read([_text(value) for value in values])
+    found = Words.read(values)
+    clean = [value.strip() for value in found.values]
+    if tuple(clean) == found.values and "" not in clean:
+        return found
+    # Blanks around a code and empty codes are rare: look again.
+    tidy = dict(zip(found.values, clean, strict=True))
+    return Words.read([None if value is None else tidy[value] or None for value in values])
 
 
-def _truths(values: Sequence[Any], at: Callable[[int], str]) -> Sequence[bool | None]:
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    if type(value) is str:
+        return value.strip() or None
+    if type(value) is bool:
+        return str(value).lower()
+    whole = type(value) is float and value.is_integer()
+    return str(int(value)) if whole else str(value)
+
+
+def _truths(values: Sequence[Any], at: Callable[[int], str]) -> Words:
     """Booleans; anything but booleans passes through the words an import knows."""
     if set(map(type, values)) <= {bool, type(None)}:
-        return values
-    out: list[bool | None] = []
-    for index, code in enumerate(_codes(values)):
-        if code is not None and code.lower() not in TRUE_WORDS + FALSE_WORDS:
+        code = np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
+        return Words(code, ("false", "true"))
+    out: list[str | None] = []
+    for index, value in enumerate(values):
+        code_text = _text(value)
+        if code_text is not None and code_text.lower() not in TRUE_WORDS + FALSE_WORDS:
             raise ApiError(422, "expected true or false", at(index))
-        out.append(None if code is None else code.lower() in TRUE_WORDS)
-    return out
+        true = code_text is not None and code_text.lower() in TRUE_WORDS
+        out.append(None if code_text is None else "true" if true else "false")
+    return Words.read(out)
 
 
 def _hidden(value: int | str | None) -> str | None:

@@ -2,42 +2,165 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving.audit import DecisionLog
-from serving.keys import KeyRing
-from serving.messages import ApiError
+from serving.audit import DecisionLog, follow
+from serving.database import Database
+from serving.decisions.desk import Desk
+from serving.decisions.rescoring import rescorer
 from serving.metrics import Metrics
-from serving.scorer import Scorer
+from serving.models.deployments import Deployments
+from serving.models.poller import Poller
+from serving.models.shadow import ShadowScorer
+from serving.models.shadow_store import ShadowStore
+from serving.safety.hashing import EntityHasher
+from serving.safety.secrets import open_secrets
+from serving.safety.vault import Vault
 from serving.settings import Settings
+from serving.tenancy.front import Front
+from serving.tracing import Tracing
+
+if TYPE_CHECKING:
+    from finetune.package import Package
 
 log = logging.getLogger("riskfm.serving")
 
 
 @dataclass
 class Runtime:
-    """What answers requests; `scorer` stays None until packages are loaded and verified."""
+    """The parts of one worker.
+
+    Attributes:
+        front: keys, limits, quotas, idempotency, people, usage.
+        audit: the decision log.
+        deployments: which release answers for whom.
+        decisions: lists, rules, cases, replay.
+        shadow: releases that score along.
+    """
 
     settings: Settings
-    keys: KeyRing
+    database: Database
+    hasher: EntityHasher
+    vault: Vault
+    front: Front
     audit: DecisionLog
-    scorer: Scorer | None = None
-    metrics: Metrics = field(default_factory=Metrics)
+    deployments: Deployments
+    decisions: Desk
+    shadow: ShadowScorer
+    metrics: Metrics
+    tracing: Tracing
     version: str = "0"
-
-    def packages(self) -> Scorer:
-        """The loaded packages.
-
-        Raises:
-            ApiError: 503 while they are being loaded.
-        """
-        if self.scorer is None:
-            raise ApiError(503, "packages are being loaded", headers={"Retry-After": "1"})
-        return self.scorer
+    _open: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
-        """Stop scoring, then finish the decision log."""
-        if self.scorer is not None:
-            self.scorer.close()
-        log.info("decision log ends at %s", self.audit.close())
+        """Close the parts, the last opened first: scoring before the log, the log before those
+        who count it."""
+        self._open.close()
+
+
+def open_runtime(
+    settings: Settings,
+    load: Callable[..., Package] | None = None,
+    version: str | None = None,
+) -> Runtime:
+    """Load and verify everything the application needs.
+
+    Args:
+        load: opens one package directory; `finetune.package.Package.load` if None.
+    Raises:
+        UserError: settings, secrets, keys or packages are at fault.
+    """
+    with ExitStack() as opened:
+        version = distribution_version() if version is None else version
+        metrics = Metrics(settings.metrics_tenants)
+        tracing = Tracing(settings.trace_endpoint, version)
+        opened.callback(tracing.close)
+        found = open_secrets(settings.master_key_path, settings.environment)
+        hasher = EntityHasher(found, settings.entity_hash)
+        vault = Vault(found, settings.cipher)
+        database = Database(settings.database_url)
+        node = node_name(settings.audit_path)
+        front = Front(
+            database,
+            vault=vault,
+            hide=hasher.hash,
+            log=settings.audit_path,
+            node=node,
+            people=_people(settings),
+            workers=settings.workers,
+            valkey=settings.valkey,
+            remember_seconds=settings.key_cache_seconds,
+            lease_seconds=settings.timeout_seconds + 30.0,
+            keep_seconds=settings.idempotency_hours * 3600,
+        )
+        opened.callback(front.close)
+        deployments = Deployments(settings, load, metrics)
+        desk = Desk(
+            database,
+            hasher.hash,
+            vault=vault if settings.record_inputs else None,
+            days=settings.inputs_days,
+            log=settings.audit_path,
+            node=node,
+            follow=follow,
+            score=rescorer(deployments.again),
+            networks=settings.action_networks,
+            permit=front.people.permit,
+        )
+        opened.callback(desk.close)
+        audit = DecisionLog(settings.audit_path, hasher)
+        opened.callback(lambda: log.info("decision log ends at %s", audit.close()))
+        opened.callback(deployments.close)
+        shadow = ShadowScorer(deployments.pool, ShadowStore(database).keep, metrics.shadow)
+        opened.callback(shadow.close)
+        if settings.workspace:
+            poller = Poller(deployments, settings.workspace, settings.poll_seconds)
+            poller.start()
+            opened.callback(poller.close)
+        return Runtime(
+            settings, database, hasher, vault, front, audit, deployments, desk, shadow, metrics,
+            tracing, version, opened.pop_all(),
+        )  # fmt: skip
+
+
+def _people(settings: Settings) -> Database | None:
+    """Where people are declared: the registry of the workspace, if the service has one."""
+    if not settings.workspace:
+        return None
+    from serving.workspace import Workspace
+
+    return Database(Workspace.open(Path(settings.workspace)).registry_url)
+
+
+def node_name(log_path: str | Path) -> str:
+    """Name of a decision log among those that one database counts.
+
+    Made at the first look and kept beside the log: machines and pods are renamed, the log stays.
+    """
+    path = Path(f"{log_path}.node")
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fresh.write_text(f"node-{secrets.token_hex(8)}\n", encoding="ascii")
+        with suppress(FileExistsError):
+            os.link(fresh, path)  # the first of several workers wins
+        fresh.unlink()
+        return path.read_text(encoding="ascii").strip()
+
+
+def distribution_version() -> str:
+    """Version of the installed distribution, 0 when it runs from a checkout."""
+    try:
+        return importlib.metadata.version("riskfm")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

@@ -8,7 +8,6 @@ worker starts, never at import.
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -17,43 +16,16 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api import Application
-from serving.audit import DecisionLog
-from serving.keys import KeyRing
-from serving.runtime import Runtime
-from serving.scorer import Scorer
-from serving.settings import Settings, load_settings
+from serving.draining import Draining
+from serving.logs import configure
+from serving.runtime import open_runtime
+from serving.settings import load_settings
 
 PROBES = ("/livez", "/readyz", "/healthz")
 _SETTINGS = load_settings()
+configure(_SETTINGS)
 application = Application()
-
-
-def open_runtime(settings: Settings) -> Runtime:
-    """Load and verify everything the application needs.
-
-    Raises:
-        UserError: settings, keys or packages are at fault.
-    """
-    runtime = Runtime(
-        settings=settings,
-        keys=KeyRing(settings.keys, settings.key_cache_seconds),
-        audit=DecisionLog(settings.audit_path, settings.secret_path),
-        version=distribution_version(),
-    )
-    try:
-        runtime.scorer = Scorer(settings)
-    except Exception:
-        runtime.close()
-        raise
-    return runtime
-
-
-def distribution_version() -> str:
-    """Version of the installed distribution, 0 when it runs from a checkout."""
-    try:
-        return importlib.metadata.version("riskfm")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
+draining = Draining()
 
 
 class OnlyOurs:
@@ -65,7 +37,7 @@ class OnlyOurs:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route one request."""
         ours = scope["type"] == "http" and scope["path"] not in PROBES
-        await (application if ours else self._app)(scope, receive, send)
+        await draining.serve(application if ours else self._app, scope, receive, send)
 
 
 @bentoml.asgi_app(application, path="/")
@@ -73,7 +45,11 @@ class _Scoring:
     """Opens the runtime in each worker and closes it when the worker stops."""
 
     def __init__(self) -> None:
-        application.runtime = open_runtime(load_settings())
+        settings = load_settings()
+        # Again: BentoML sets its own logging up once a worker starts.
+        configure(settings)
+        application.runtime = open_runtime(settings)
+        draining.watch(settings.drain_seconds, application.runtime.metrics.draining)
         # What is loaded stays: the collector need not walk it while requests are answered.
         gc.collect()
         gc.freeze()

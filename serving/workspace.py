@@ -22,6 +22,7 @@ from pathlib import Path
 from foundation import strict
 from foundation.errors import UserError
 from serving.champions import PACKAGES
+from serving.settings import variable
 
 REGISTRY_URL = "RISKFM_REGISTRY_URL"
 JOBS_URL = "RISKFM_JOBS_URL"
@@ -49,7 +50,8 @@ class Workspace:
 
     @staticmethod
     def open(root: str | Path, create: bool = False) -> Workspace:
-        """Open a workspace; the variables RISKFM_REGISTRY_URL and RISKFM_JOBS_URL win.
+        """Open a workspace; the variables RISKFM_REGISTRY_URL and RISKFM_JOBS_URL (or the
+        files that they name with _FILE behind) win.
 
         Raises:
             UserError: there is none, unless `create`.
@@ -67,10 +69,8 @@ class Workspace:
         settings = strict.load(WorkspaceSettings, file) if file.is_file() else WorkspaceSettings()
         workspace = Workspace(
             root,
-            os.environ.get(REGISTRY_URL)
-            or settings.registry_url
-            or f"sqlite:///{root}/registry.db",
-            os.environ.get(JOBS_URL) or settings.jobs_url or f"sqlite:///{root}/jobs.db",
+            variable(REGISTRY_URL)[0] or settings.registry_url or f"sqlite:///{root}/registry.db",
+            variable(JOBS_URL)[0] or settings.jobs_url or f"sqlite:///{root}/jobs.db",
         )
         for folder in (workspace.samples, workspace.runs, workspace.packages):
             folder.mkdir(exist_ok=True)

@@ -15,6 +15,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.servers import (  # noqa: E402, F401
+    database_url,
+    postgres_server,
+    postgres_url,
+    valkey_server,
+    valkey_url,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile(

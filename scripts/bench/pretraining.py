@@ -94,6 +94,7 @@ def main() -> None:
     shards = Shards(shards_of(config)) if shards_of(config) > 1 else None
     if shards is not None:
         torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("medium" if config.products == "bfloat16" else "highest")
     precision = torch.bfloat16 if config.precision.startswith("bf16") else None
     events, steps, used, begun = 0, 0, 0.0, time.perf_counter()
     for batch in Steps(make, 0, 100_000):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("history", "tokenizer", "backtracking", "pretraining", "scoring")
+SCRIPTS = ("history", "tokenizer", "backtracking", "pretraining", "engine", "scoring")
 
 
 def main() -> int:

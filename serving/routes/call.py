@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -10,6 +12,7 @@ from starlette.responses import Response
 
 from serving.messages import ApiError, refusal
 from serving.runtime import Runtime
+from serving.tenancy.idempotency import Begun
 from serving.tenancy.principal import Principal
 
 JSON = "application/json"
@@ -26,12 +29,19 @@ class Call:
         runtime: the parts of the service.
         route: template of the matched path, for metrics and logs.
         package: id of the package that answered, for metrics; empty until it is known.
+        begun: what an idempotency key stands for, where the request has one.
+        written: lines of the decision log on their way to the disk.
+        headers: further headers of the answer.
     """
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.route = "unmatched"
         self.package = ""
+        self.begun: Begun | None = None
+        self.written: list[Future[None]] = []
+        self.headers: dict[str, str] = {}
+        self._body: bytes | None = None
         self.request: Request
         self.runtime: Runtime
         self._principal: Principal | None = None
@@ -104,12 +114,14 @@ class Call:
         return self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     async def body(self, limit: int | None = None, kinds: tuple[str, ...] = (JSON,)) -> bytes:
-        """The body, read at most to `limit` bytes.
+        """The body, read at most to `limit` bytes and once.
 
         Raises:
             ApiError: 415 for another media type or a compressed body, 413 for too much, 400 for
                 nothing.
         """
+        if self._body is not None:
+            return self._body
         if self.media_type not in kinds:
             raise ApiError(415, f"send the body as Content-Type: {' or '.join(kinds)}")
         headers = self.request.headers
@@ -128,7 +140,17 @@ class Call:
             parts.append(part)
         if not size:
             raise ApiError(400, "the body is empty")
-        return b"".join(parts)
+        self._body = b"".join(parts)
+        return self._body
+
+    def once(self, row: int = 0) -> str | None:
+        """What a line of the decision log says of its idempotency key; None without one."""
+        return None if self.begun is None else self.begun.line(row)
+
+    async def logged(self) -> None:
+        """Wait until every decision of this request stands on the disk."""
+        for line in self.written:
+            await asyncio.wrap_future(line)
 
     async def read(self, decoder: msgspec.json.Decoder[Any], names: tuple[str, ...]) -> Any:
         """The JSON body through a decoder of one of the message types.

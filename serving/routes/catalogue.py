@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from serving.routes import health, packages, scoring
+from serving.routes import batch, decisions, health, models, scoring, tenancy
 from serving.routes.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
     *scoring.OPERATIONS,
-    *packages.OPERATIONS,
+    *batch.OPERATIONS,
+    *models.OPERATIONS,
+    *decisions.OPERATIONS,
+    *tenancy.OPERATIONS,
     *health.OPERATIONS,
 )

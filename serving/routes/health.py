@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from serving.messages import Health
+from serving.messages import ApiError, Health
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import document
 from serving.routes.call import Call, answer
@@ -18,7 +18,10 @@ async def live(call: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """Packages are loaded and verified."""
-    return answer(Health("ready", len(call.runtime.packages().packages)))
+    deployments = call.runtime.deployments
+    if not deployments.ready:
+        raise ApiError(503, "nothing is loaded that could answer", headers={"Retry-After": "1"})
+    return answer(Health("ready", deployments.live))
 
 
 async def metrics(call: Call) -> Response:

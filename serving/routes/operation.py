@@ -44,6 +44,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         errors: statuses it may answer beside those that every operation of its kind may.
         examples: of the request and of the answer, under their message types' names.
         repeatable: takes an Idempotency-Key.
+        largest: setting that bounds the body, `max_body_bytes` where nothing else is said.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[int, ...] = ()
     examples: dict[str, Any] = {}
     repeatable: bool = False
+    largest: str = "max_body_bytes"
 
     @property
     def path_names(self) -> tuple[str, ...]:

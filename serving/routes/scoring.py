@@ -1,25 +1,35 @@
-"""POST /v1/score: one customer, history in the request."""
+"""POST /v1/score and /v1/query: one customer, history in the request."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
+from foundation.errors import listing, nearest
+from serving.answering import (
+    answered,
+    flags_of,
+    package_ref,
+    queried,
+    sandbox,
+    spent,
+    target,
+)
 from serving.messages import (
     ApiError,
     Envelope,
     EventCounts,
-    PackageRef,
-    ReasonAnswer,
+    ForecastAnswer,
+    QueryAnswer,
+    QueryEnvelope,
+    QueryRequest,
     ScoreAnswer,
     ScoreRequest,
 )
 from serving.routes.call import Call, answer, decode
 from serving.routes.operation import Operation
-from serving.scorer import Loaded
 
 REQUEST_EXAMPLE: dict[str, Any] = {
     "entity_id": "c1",
@@ -42,12 +52,21 @@ ANSWER_EXAMPLE: dict[str, Any] = {
         "name": "demo",
         "channel": "default",
         "digest": "1f0c2a9b",
+        "release": "bank/default/3",
+        "backbone": "9c11d2e0",
     },
     "entity_id": "c1",
     "as_of": "2017-09-01T00:00:00Z",
     "score": 0.184,
     "points": 571,
     "band": "review",
+    "decision": {
+        "outcome": "review",
+        "reasons": ["score near the limit"],
+        "rules": ["limit.near"],
+        "actions": [],
+        "version": "2b6f0d1c",
+    },
     "reasons": [
         {"name": "statement.status", "title": "status", "value": "1", "effect": 0.62},
     ],
@@ -57,53 +76,81 @@ ANSWER_EXAMPLE: dict[str, Any] = {
 }
 _ENVELOPE = msgspec.json.Decoder(Envelope)
 _MEMBERS = tuple(member.name for member in msgspec.structs.fields(Envelope))
+_QUERY = msgspec.json.Decoder(QueryEnvelope)
+_QUERY_MEMBERS = tuple(member.name for member in msgspec.structs.fields(QueryEnvelope))
 
 
 async def score(call: Call) -> Response:
-    """Score one customer and write the decision down."""
+    """Score one customer, decide, and write the decision down."""
     runtime = call.runtime
-    envelope = read_envelope(await call.body())
-    loaded = runtime.packages().pick(envelope.package)
+    body = await call.body()
+    envelope = read_envelope(body)
+    found = sandbox(call, envelope, call.request_id)
+    if found is None:
+        loaded, entity = target(call, envelope)
+        call.package = loaded.id
+        with spent(call, loaded):
+            runtime.metrics.waiting(loaded.id, loaded.waiting + 1)
+            try:
+                with runtime.tracing.span("model", package=loaded.id, channel=loaded.channel):
+                    scored = await loaded.score(envelope)
+            finally:
+                runtime.metrics.waiting(loaded.id, loaded.waiting)
+            with runtime.tracing.span("decision", release=loaded.release):
+                found = answered(
+                    call, loaded, envelope, entity, scored, call.request_id, call.once()
+                )
+        if runtime.decisions.inputs is not None:
+            runtime.decisions.inputs.keep(call.tenant, call.request_id, entity, body)
+        if found.written is not None:
+            call.written.append(found.written)
+        if runtime.settings.audit_durable:
+            await call.logged()
+    return answer(found.answer)
+
+
+async def query(call: Call) -> Response:
+    """Forecasts of one customer, without a decision; billed as a score is."""
+    asked: QueryEnvelope = decode(_QUERY, await call.body(), _QUERY_MEMBERS)
+    envelope = stripped(asked.envelope())
+    loaded, _ = target(call, envelope)
     call.package = loaded.id
-    runtime.metrics.waiting(loaded.id, loaded.waiting + 1)
-    try:
+    with spent(call, loaded):
         scored = await loaded.score(envelope)
-    finally:
-        runtime.metrics.waiting(loaded.id, loaded.waiting)
-    row, given = scored.row, scored.request
-    written = runtime.audit.append(
-        {
-            "tenant": call.tenant,
-            "key_id": call.principal.key_id,
-            "request_id": call.request_id,
-            "route": call.route,
-            "package": loaded.id,
-            "digest": str(loaded.package.manifest["digest"]),
-            "as_of": given.as_of,
-            "score": float(row.score),
-            "points": int(row.points),
-            "band": row.band,
-        },
-        envelope.entity_id,
-    )
-    if runtime.settings.audit_durable:
-        await asyncio.wrap_future(written)
-    runtime.metrics.scored(loaded.id, row.score, scored.seconds)
+        titles = loaded.manifest.get("forecast_titles", {})
+        names = chosen(asked.forecasts, scored.row.forecasts)
+        line = call.runtime.audit.append(queried(call, loaded, scored), envelope.entity_id)
+        call.written.append(line)
     return answer(
-        ScoreAnswer(
+        QueryAnswer(
             request_id=call.request_id,
             package=package_ref(loaded),
             entity_id=envelope.entity_id,
-            as_of=given.as_of,
-            score=float(row.score),
-            points=int(row.points),
-            band=row.band,
-            reasons=[ReasonAnswer(r.name, r.title, r.value, float(r.effect)) for r in row.reasons],
-            forecasts={name: float(value) for name, value in row.forecasts.items()},
-            events=EventCounts(given.used, given.ignored),
-            flags=list(dict.fromkeys((*row.flags, *given.flags))),
+            as_of=scored.request.as_of,
+            forecasts=[
+                ForecastAnswer(name, str(titles.get(name, name)), float(scored.row.forecasts[name]))
+                for name in names
+            ],
+            events=EventCounts(scored.request.used, scored.request.ignored),
+            flags=flags_of(loaded, scored),
         )
     )
+
+
+def chosen(wanted: list[str] | None, there: dict[str, float]) -> list[str]:
+    """Names of the forecasts asked for; all of them where none is named.
+
+    Raises:
+        ApiError: 422 for a forecast the package does not make.
+    """
+    for name in wanted or ():
+        if name not in there:
+            raise ApiError(
+                422,
+                f"no forecast '{name[:80]}'{nearest(name, there)}; forecasts: {listing(there)}",
+                "forecasts",
+            )
+    return list(wanted) if wanted else list(there)
 
 
 def read_envelope(body: bytes) -> Envelope:
@@ -112,22 +159,19 @@ def read_envelope(body: bytes) -> Envelope:
     Raises:
         ApiError: 400 for anything but JSON, 422 for a wrong member.
     """
-    envelope: Envelope = decode(_ENVELOPE, body, _MEMBERS)
+    return stripped(decode(_ENVELOPE, body, _MEMBERS))
+
+
+def stripped(envelope: Envelope) -> Envelope:
+    """The request with its entity id without outer blanks.
+
+    Raises:
+        ApiError: 422 where nothing is left.
+    """
     entity = envelope.entity_id.strip()
     if not entity:
         raise ApiError(422, "the entity id is empty", "entity_id")
     return msgspec.structs.replace(envelope, entity_id=entity)
-
-
-def package_ref(loaded: Loaded) -> PackageRef:
-    """Which package answered."""
-    manifest = loaded.package.manifest
-    return PackageRef(
-        loaded.id,
-        str(manifest.get("name", "")),
-        str(manifest.get("channel", "")),
-        str(manifest["digest"]),
-    )
 
 
 OPERATIONS = (
@@ -136,11 +180,24 @@ OPERATIONS = (
         path="/v1/score",
         name="score",
         scope="score",
-        summary="Score one customer from the history in the request.",
+        summary="Score one customer from the history in the request, and decide.",
         answer=ScoreAnswer,
         handler=score,
         request=ScoreRequest,
         errors=(404,),
         examples={"ScoreRequest": REQUEST_EXAMPLE, "ScoreAnswer": ANSWER_EXAMPLE},
+        repeatable=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/query",
+        name="query",
+        scope="score",
+        summary="Forecasts of one customer by the outcomes of the schema, without a decision.",
+        answer=QueryAnswer,
+        handler=query,
+        request=QueryRequest,
+        errors=(404,),
+        repeatable=True,
     ),
 )

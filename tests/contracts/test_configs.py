@@ -33,6 +33,10 @@ def loader(path: Path) -> Callable[[Path], Any]:
         from serving.settings import load_settings
 
         return lambda file: load_settings(str(file), {})
+    if folder == "decisions":
+        from serving.decisions.decision_file import read_decision_file
+
+        return read_decision_file
     if folder == "backtest":
         from finetune.costs import load_costs
 

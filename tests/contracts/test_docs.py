@@ -83,7 +83,14 @@ def options(command: click.Command) -> set[str]:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/commands.md", "docs/data.md", "docs/delivery.md", "docs/daily.md"],
+    [
+        "README.md",
+        "docs/commands.md",
+        "docs/data.md",
+        "docs/delivery.md",
+        "docs/daily.md",
+        "docs/decisions.md",
+    ],
 )
 def test_shell_blocks_run_what_exists(document: str) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)

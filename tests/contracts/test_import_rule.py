@@ -22,6 +22,7 @@ TORCH_FREE = (
     *SCORING,
     "serving.launch",
     "finetune.file_scoring",
+    "finetune.incremental",
     "foundation.checkpoint",
     "foundation.infer",
     "foundation.selection",

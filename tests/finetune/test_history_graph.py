@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from finetune.history_graph import OUTPUTS, export_history, open_session, probe_inputs, tuned_graph
+from finetune.history_graph import OUTPUTS, export_history, open_session, probe_inputs
 from foundation.backbone import INPUTS, RiskBackbone, RiskBackboneConfig
 from foundation.errors import ParityError
 from foundation.tokenizer import Tokenizer
@@ -83,23 +82,8 @@ def test_a_wrong_graph_is_refused(bound: tuple, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-class Tuned(nn.Module):
-    """A head on the query state."""
-
-    def __init__(self, backbone: RiskBackbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.weight = nn.Parameter(torch.linspace(-1, 1, backbone.config.width))
-
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.backbone(**inputs).query[:, 0] @ self.weight
-
-
-def test_tuned_graph(bound: tuple) -> None:
-    model = Tuned(bound[0]).eval()
-    session = open_session(tuned_graph(model).SerializeToString())
-    inputs = probe_inputs(bound[0], 3, 4)
-    with torch.no_grad():
-        wanted = model(**{n: torch.from_numpy(inputs[n]) for n in INPUTS}).numpy()
-    feed = {i.name: inputs[i.name] for i in session.get_inputs()}
-    np.testing.assert_allclose(session.run(["logit"], feed)[0], wanted, atol=1e-5)
+@pytest.mark.parametrize("changes", [{"bidirectional": True}, {"targets": []}, {"layers": 3}])
+def test_other_networks(bound: tuple, tmp_path: Path, changes: dict) -> None:
+    torch.manual_seed(0)
+    model = RiskBackbone(RiskBackboneConfig(**SIZES | changes))
+    assert export_history(model, bound[1], tmp_path / "h.onnx") <= 1e-5

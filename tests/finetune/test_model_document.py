@@ -61,14 +61,14 @@ def manifest() -> dict[str, Any]:
             "outcomes": {"late_31": "bill.amount > 5000 within 31d"},
         },
         "columns": [{"block": "aggregate"}] * 17 + [{"block": "forecast"}] * 3,
-        "heads": [{"file": "heads/00_forecast.onnx", "columns": ["a", "b"], "weight": 0.98765}],
+        "heads": [{"name": "00_forecast", "columns": ["a", "b"], "weight": 0.98765}],
         "calibration": {"method": "platt"},
         "points": {"base": 600.0, "pdo": 20.0, "odds": 50.0},
         "bands": [{"name": "approve", "below": 0.1234}, {"name": "refuse", "below": 1.0}],
         "schema_fingerprint": "f72743d85b10f707", "tokenizer_fingerprint": "bdf7",
         "backbone_fingerprint": "b8b9", "backbone_until": "2017-03-01T00:00:00+00:00",
         "store_version": 12, "code_version": "0.1.0", "seed": 7,
-        "files": {"heads/00_forecast.onnx": "9f" * 32, "tokenizer.json": "8e" * 32},
+        "files": {"heads.onnx": "9f" * 32, "tokenizer.json": "8e" * 32},
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from foundation.attention import RMSNorm, Rotary, rotate, swiglu
 from foundation.event_encoder import TokenTable
-from foundation.passes import NormPass, RotatedHeads, SwigluPass
+from foundation.passes import CausalAttention, NormPass, RotatedHeads, SwigluPass
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,6 +41,16 @@ def test_rotation_gradients(seed: int, length: int) -> None:
     assert torch.autograd.gradcheck(
         lambda x: RotatedHeads.apply(x, cos, sin, 2), (joined,), fast_mode=True
     )
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_attention_gradients(seed: int, length: int) -> None:
+    heads = [random(2, 2, length, 4, seed=seed + part) for part in range(3)]
+    assert torch.autograd.gradcheck(
+        lambda *a: CausalAttention.apply(*a, 0.5), tuple(heads), fast_mode=True
+    )
+    wanted = F.scaled_dot_product_attention(*heads, is_causal=True, scale=0.5)
+    torch.testing.assert_close(CausalAttention.apply(*heads, 0.5), wanted)
 
 
 def test_training_and_inference_read_the_same() -> None:

@@ -340,3 +340,25 @@ def test_bucket_of_an_id_never_changes() -> None:
     assert lakehouse.buckets_of(ids).tolist() == [0, 0, 6, 5, 8, 9]
     many = lakehouse.buckets_of(pl.Series([f"c{i}" for i in range(16_000)]))
     assert np.bincount(many, minlength=16).min() > 800
+
+
+def test_the_schema_is_parsed_once_and_again_when_its_file_changes(
+    lender: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(lender)
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return load_schema(path)
+
+    monkeypatch.setattr("foundation.store.load_schema", counted)
+    file = lender / "store" / "schema.yaml"
+    os.utime(file, ns=(1, 1))
+    for _ in range(3):
+        assert EventStore.open(lender / "store").schema.name == "lender"
+    assert len(read) == 1
+    file.write_text(file.read_text().replace("name: lender", "name: borrow"))
+    os.utime(file, ns=(1, 2))
+    assert EventStore.open(lender / "store").schema.name == "borrow"
+    assert len(read) == 2

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 
 from foundation import calendar_features, slots, vocabulary
+from foundation.aggregates import AggregateSpec
 from foundation.errors import InternalError
 from foundation.history import DAY_US, Timeline, build_profile, build_timeline, cut
 from foundation.schema import schema_from_dict
 from foundation.tokenizer import EVENT_EXTRA, QUERY_EXTRA, Tokenizer
+from tests.foundation.as_arrays import profile_of, table_of, timeline_of
 
 FIELDS = {
     "kind": {"kind": "category"},
@@ -101,16 +103,16 @@ def test_a_request_encodes_as_the_store_does(seed: int, events: int, large: bool
     world = random_world(seed, events)
     whole = build_timeline(SCHEMA, world)
     rng = np.random.default_rng(seed)
-    profile = build_profile(
-        pl.DataFrame(
-            {
-                "entity_id": ["e0", "e0", "e1", "e9"],
-                "known_at": (pl.Series([None, 5, 3, 1]) * DAY_US).cast(pl.Datetime("us")),
-                "city": ["x", "y", None, "x"],
-                "since": (pl.Series([1, 2, None, 4]) * DAY_US).cast(pl.Datetime("us")),
-            }
-        )
+    rows_of_profile = pl.DataFrame(
+        {
+            "entity_id": ["e0", "e0", "e1", "e9"],
+            "known_at": (pl.Series([None, 5, 3, 1]) * DAY_US).cast(pl.Datetime("us")),
+            "city": ["x", "y", None, "x"],
+            "since": (pl.Series([1, 2, None, 4]) * DAY_US).cast(pl.Datetime("us")),
+        }
     )
+    profile = build_profile(rows_of_profile)
+    spec = AggregateSpec.fit(SCHEMA, learned, profile, max_columns=80)
     tokenizer = Tokenizer.from_json(Tokenizer.fit(SCHEMA, learned, profile).to_json())
     ids = pl.Series([*(f"e{i}" for i in range(6)), "e9", "e0", "nobody"])
     as_of = rng.integers(-2, 20, len(ids)) * DAY_US
@@ -141,6 +143,25 @@ def test_a_request_encodes_as_the_store_does(seed: int, events: int, large: bool
                 mine, alone, profile, context[sample : sample + 1], ids[sample : sample + 1]
             )
             same_bytes(queries, query, slice(sample, sample + 1), slice(None))
+            arrays = timeline_of(SCHEMA, entity, frames)
+            same_bytes(online, tokenizer.encode_events(arrays), slice(None), slice(None))
+            for name in ("known_us", "event_us", "source", "row", "offsets"):
+                assert getattr(arrays, name).tolist() == getattr(alone, name).tolist(), name
+            row = table_of(context[sample : sample + 1], SCHEMA.context)
+            one = profile_of(SCHEMA, entity, rows_of_profile.unique("entity_id", keep="last"))
+            whole_row = build_profile(rows_of_profile.unique("entity_id", keep="last"))
+            asked, given_context = ids[sample : sample + 1], context[sample : sample + 1]
+            same_bytes(
+                tokenizer.encode_query(mine, alone, whole_row, given_context, asked),
+                tokenizer.encode_query(mine, arrays, one, row, asked),
+                slice(None),
+                slice(None),
+            )
+            spec_values = [
+                spec.compute(t, mine, p, asked, c)
+                for t, p, c in ((alone, whole_row, given_context), (arrays, one, row))
+            ]
+            assert spec_values[0].tobytes() == spec_values[1].tobytes()
 
 
 def one_source(

@@ -25,10 +25,12 @@ SETTINGS = {
 WAIT_SECONDS = 280
 CREATED_AT = "2021-01-02T03:04:05+00:00"
 # Everything heavy is imported once; each fault gets a child of its own, as a new worker would be.
-WORKER = """
-import os, sys
+HEAVY = """
 import finetune.adaptation, finetune.backtest, finetune.model_document, serving.comparison
 import finetune.history_graph, lightgbm, onnxscript, optbinning, sklearn.linear_model, transformers
+"""
+WORKER = """
+import os, sys
 from serving.delivery import Delivery, run_jobs
 from serving.progress import Reporter
 for fault in sys.argv[2:]:
@@ -62,10 +64,10 @@ def worked(delivery: Delivery) -> list[Job]:
     return run_jobs(delivery, Reporter(True))
 
 
-def killed(root: Path, faults: Sequence[str]) -> dict[str, int]:
+def killed(root: Path, faults: Sequence[str], imports: str = HEAVY) -> dict[str, int]:
     """Run a worker for each fault, one after the other; fault -> exit code, -9 for killed."""
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(root), *faults],
+        [sys.executable, "-c", imports + WORKER, str(root), *faults],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

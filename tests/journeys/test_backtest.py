@@ -173,3 +173,25 @@ def test_an_origin_the_backbone_has_seen_is_refused(
     assert "--backbone" in capsys.readouterr().err
     assert run("backtest", "--package", "x", "--first", "2020-01", *words) == 2
     assert "--first belongs to --rolling" in capsys.readouterr().err
+
+
+def test_a_file_with_other_names_gives_the_same_with_its_mapping(
+    world: World, adapted: Path, files: Path
+) -> None:
+    names = {"entity_id": "customer", "as_of": "applied", "label": "outcome"}
+    frame = pl.read_csv(files / "samples.csv")
+    labels = pl.col("label").replace_strict({0: "good", 1: "bad"}, return_dtype=pl.String)
+    frame.with_columns(labels).rename(names).write_csv(files / "named.csv")
+    given = {"columns": names, "labels": {"good": 0, "bad": 1}}
+    (files / "mapping.yaml").write_text(yaml.safe_dump(given))
+    common = ("--package", adapted / "package", "--store", world.store, "--draws", 100, "--quiet")
+    for name, more in (("samples", ()), ("named", ("--mapping", files / "mapping.yaml"))):
+        out = files / f"out_{name}"
+        file = files / f"{name}.csv"
+        assert run("backtest", "--samples", file, "-o", out, *common, *more) == 0
+    rows = [pl.read_parquet(files / f"out_{n}" / "rows.parquet") for n in ("samples", "named")]
+    assert rows[0].equals(rows[1])
+    numbers = [json.loads((files / f"out_{n}" / "backtest.json").read_text()) for n in
+               ("samples", "named")]  # fmt: skip
+    assert numbers[0]["overall"] == numbers[1]["overall"]
+    assert numbers[0]["verdict"] == numbers[1]["verdict"]

@@ -20,9 +20,10 @@ from click.testing import CliRunner, Result
 from foundation.errors import UserError
 from foundation.store import EventStore, import_events
 from serving.cli import cli
-from serving.daily import Schedule, due_from, read_time, run_days
+from serving.daily import read_time, run_days
 from serving.daily_settings import days_root, set_daily
 from serving.delivery import Delivery
+from serving.nightly import Schedule, due_from
 from serving.progress import Reporter
 from tests.contracts.tree import ROOT
 from tests.journeys.daily_world import (
@@ -44,6 +45,7 @@ import datetime as dt, os, sys
 import finetune.package, serving.daily, serving.scored_rows, serving.monitoring
 from serving.daily import run_days
 from serving.delivery import Delivery
+from serving.nightly import Schedule, due_from
 from serving.progress import Reporter
 first, last = (dt.date.fromisoformat(a) for a in sys.argv[2:4])
 for fault in sys.argv[4:]:
@@ -109,6 +111,9 @@ def test_a_month_in_one_command(daily_world: DailyWorld, tmp_path: Path) -> None
     assert (
         grown - sum(len(f) for f in EventStore.open(world).frames().values()) + profiles == stored
     )
+    store = EventStore.open(tmp_path / "store")
+    for name in store.table_names():  # the month's end merged what its days appended
+        assert store.files(name).group_by("bucket").len()["len"].max() == 1
     page = (days(delivery) / "2024-06-30" / "report" / "month.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
     assert len(page) < 200_000

@@ -292,3 +292,29 @@ def test_killed_in_and_after_every_step_it_ends_the_same(
     assert [r.stage for r in delivery.registry.releases()] == ["challenger"]
     actions = [row["action"] for row in delivery.registry.history("acme", "cards")]
     assert actions == ["channel added", "submitted", "challenger"]
+
+
+def test_on_postgresql_it_survives_too(
+    world: World,
+    first: tuple[Delivery, Job],
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Registry, jobs and workflow in PostgreSQL; the artefacts are those of the first delivery."""
+    monkeypatch.setenv("RISKFM_REGISTRY_URL", postgres_url)
+    monkeypatch.setenv("RISKFM_JOBS_URL", postgres_url)
+    delivery = workspace(world, tmp_path / "workspace")
+    job = handed_in(delivery, world)
+    (delivery.workspace.runs / job.id).symlink_to(first[0].workspace.runs / first[1].id)
+    faults = ("packaged.inside", "shadow.end")
+    assert killed(delivery.workspace.root, faults, imports="") == dict.fromkeys(faults, -9)
+    assert "interrupted" in run(delivery, "jobs", "list").output
+    (ended,) = worked(delivery)
+    assert (ended.id, ended.state, ended.attempt) == (job.id, DONE, 1), ended.error
+    assert package_digest(delivery, ended) == package_digest(*first)
+    assert content(delivery.workspace.packages) == content(first[0].workspace.packages)
+    assert run(delivery, "approve", "acme/cards/1", "--by", "bob").exit_code == 0
+    actions = [row["action"] for row in delivery.registry.history("acme", "cards")]
+    assert actions == ["channel added", "submitted", "challenger", "approved"]
+    assert not list(delivery.workspace.root.glob("*.db"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
@@ -9,9 +10,13 @@ import numpy as np
 import polars as pl
 
 from finetune.file_scoring import score_file
+from finetune.package import read_manifest
 from foundation.store import EventStore
+from serving.delivery import Delivery
 from serving.demo import request_body
+from serving.durable import place_tree
 from serving.launch import running_service
+from tests.journeys.served import served
 from tests.journeys.small_world import World
 
 
@@ -51,3 +56,25 @@ def test_http_score_equals_file_score(world: World, adapted: Path) -> None:
         assert answer.status_code == 422 and "requested" in answer.text
     assert np.abs(np.array(found) - wanted).max() <= 1e-5, list(zip(found, wanted, strict=True))
     assert [" ".join(f) for f in flags] == scored["flags"].to_list()
+
+
+def test_a_workspace_serves_its_champion(world: World, adapted: Path, tmp_path: Path) -> None:
+    """`riskfm serve --workspace` answers with what was approved, and with nothing else."""
+    delivery = Delivery.open(tmp_path / "workspace", create=True)
+    manifest = read_manifest(adapted / "package")
+    place_tree(adapted / "package", delivery.workspace.packages / manifest["digest"])
+    delivery.registry.set_channel("acme", "cards", {"store": str(world.store)}, "root")
+    release = delivery.registry.submit("acme", "cards", manifest, "job-1", "anna")
+    delivery.registry.challenge(release.id, "anna")
+    delivery.registry.approve(release.id, "bob")
+    body = request_body(EventStore.open(world.store), "c0001", "2021-01-01")
+    body["context"] = {"requested": 10.0}
+    place = str(delivery.workspace.root)
+    with served(tmp_path, "--workspace", place, fake=False) as service:
+        url = f"http://127.0.0.1:{service.port}/v1"
+        answer = httpx.post(f"{url}/score", json=body, headers=service.headers, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["package"]["digest"] == manifest["digest"]
+        assert service.call("/v1/health/ready") == 200
+    (line,) = (tmp_path / "decisions.jsonl").read_text().splitlines()
+    assert json.loads(line)["digest"] == manifest["digest"]

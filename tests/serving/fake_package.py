@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from finetune.features import Population
 from foundation.errors import ArtifactError
-from foundation.history import build_timeline, cut
+from foundation.history import build_profile, build_timeline, cut
+from foundation.row_table import RowTable, Words
 from foundation.schema import Schema, schema_from_dict
+from foundation.slots import source_columns
 
 SCHEMA: dict[str, Any] = {
     "name": "fake",
@@ -70,6 +73,8 @@ class ScoreRow:
 class Package:
     """Scores by a formula; `behaviour` makes it slow, broken or not finite."""
 
+    own_bytes = 1024
+
     def __init__(self, manifest: dict[str, Any], schema: Schema, behaviour: str = "") -> None:
         self.manifest = manifest
         self.schema = schema
@@ -77,7 +82,9 @@ class Package:
         self.scored = 0
 
     @classmethod
-    def load(cls, path: str | Path, verify: bool = True, threads: int = 1) -> Package:
+    def load(
+        cls, path: str | Path, verify: bool = True, threads: int = 1, sessions: Any = None
+    ) -> Package:
         manifest = json.loads((Path(path) / "manifest.json").read_text())
         if manifest.get("damaged"):
             raise ArtifactError(f"{path}: the digest does not match")
@@ -90,35 +97,49 @@ class Package:
         samples: pl.DataFrame,
         reasons: bool = False,
     ) -> list[ScoreRow]:
+        samples = samples.with_columns(pl.col("as_of").cast(pl.Datetime("us")))
+        return self.score_population(
+            Population(
+                build_timeline(self.schema, frames),
+                None if profile is None else build_profile(profile),
+                samples["entity_id"],
+                samples["as_of"].cast(pl.Int64).to_numpy(),
+                samples,
+            ),
+            reasons,
+        )
+
+    def score_population(self, population: Population, reasons: bool = False) -> list[ScoreRow]:
         self.scored += 1
         after_warm_up = self.scored > 1
         if after_warm_up and self.behaviour.startswith("slow"):
             time.sleep(float(self.behaviour.split()[1]))
         if after_warm_up and self.behaviour == "broken":
             raise ValueError("secret value 4711 in a message")
-        timeline = build_timeline(self.schema, frames)
-        as_of = samples["as_of"].to_physical().to_numpy()
-        histories = cut(timeline, samples["entity_id"], as_of)
+        timeline = population.timeline
+        histories = cut(timeline, population.entity_ids, population.as_of_us)
+        amounts = _numbers(population.context, "amount", len(population))
+        ages = _numbers(population.profile.rows if population.profile else None, "age", 1)
         rows = []
-        for index in range(len(samples)):
+        for index, entity in enumerate(population.entity_ids.to_list()):
             span = slice(histories.start[index], histories.stop[index])
-            total = 0.0
-            for source, frame in enumerate(timeline.frames):
-                keep = timeline.row[span][timeline.source[span] == source]
-                part = frame[np.asarray(keep)]
-                for name in part.columns[3:]:
-                    if part[name].dtype == pl.Float64:
-                        total += float(part[name].sum() or 0.0)
-                    total += part[name].drop_nulls().n_unique() * (1 + len(name))
-            total += float(samples["amount"][index] or 0.0) / 100
-            total += 0.0 if profile is None else float(profile["age"][0] or 0.0)
+            total = amounts[index] / 100 + ages[0]
+            for source in range(len(self.schema.source_names)):
+                place = timeline.positions(source)
+                inside = (place >= span.start) & (place < span.stop)
+                for name, column in source_columns(timeline, source).items():
+                    if isinstance(column, Words):
+                        kinds = len(set(column.code[inside].tolist()) - {-1})
+                        total += kinds * (1 + len(name))
+                    else:
+                        total += float(np.nansum(np.asarray(column)[inside])) % 1000
             score = 1 / (1 + math.exp(-(total % 7 - 3.5)))
             if after_warm_up and self.behaviour == "nan":
                 score = float("nan")
-            why = (Reason("context.amount", "amount", str(samples["amount"][index]), 0.25),)
+            why = (Reason("context.amount", "amount", str(amounts[index]), 0.25),)
             rows.append(
                 ScoreRow(
-                    entity_id=samples["entity_id"][index],
+                    entity_id=entity,
                     as_of="",
                     score=score,
                     points=round(600 - 100 * score),
@@ -129,6 +150,17 @@ class Package:
                 )
             )
         return rows
+
+
+def _numbers(table: pl.DataFrame | RowTable | None, name: str, count: int) -> list[float]:
+    """A column of numbers, zero where missing."""
+    column = None
+    if isinstance(table, RowTable):
+        column = table.columns.get(name)
+    elif table is not None:
+        column = table[name].cast(pl.Float64).to_numpy()
+    found = np.full(count, np.nan) if column is None else np.asarray(column, dtype=np.float64)
+    return np.nan_to_num(found).tolist()
 
 
 def write_package(directory: Path, name: str = "fake", **more: Any) -> Path:

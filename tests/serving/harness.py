@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from serving.api import Application
-from serving.audit import DecisionLog
-from serving.keys import KeyRing, create_key
-from serving.runtime import Runtime
-from serving.scorer import Scorer
+from serving.runtime import open_runtime
 from serving.settings import Settings
+from serving.tenancy.keys import create_key, revoke_key
+from serving.tenancy.principal import SCOPES
 from tests.serving.fake_package import Package, write_package
 
 
@@ -24,20 +24,27 @@ class Service:
     def __init__(self, directory: Path, package: dict[str, Any] | None = None, **settings: Any):
         path = write_package(directory, **(package or {}))
         self.settings = Settings(
-            packages=(str(path),), keys=str(directory / "keys.json"), **settings
+            packages=(str(path),), state=str(directory), **settings
         )
-        self.key = create_key(self.settings.keys, "tests")
-        self.audit = DecisionLog(self.settings.audit_path, self.settings.secret_path)
-        self.runtime = Runtime(
-            self.settings,
-            KeyRing(self.settings.keys),
-            self.audit,
-            Scorer(self.settings, Package.load),
-        )
+        self.runtime = open_runtime(self.settings, Package.load, "0")
+        self.database = self.runtime.database
+        self.key = create_key(self.database, "tests", SCOPES)
+        self.runtime.front.keys.refresh()
         self.loop = asyncio.new_event_loop()
         self.application = Application(self.runtime)
         transport = httpx.ASGITransport(self.application)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def make_key(self, name: str, scopes: Iterable[str] = SCOPES, **more: Any) -> str:
+        """A further key, known to the service at once."""
+        key = create_key(self.database, name, scopes, **more)
+        self.runtime.front.keys.refresh()
+        return key
+
+    def revoke(self, key: str) -> None:
+        """Revoke a key; the service knows at once."""
+        revoke_key(self.database, key.split("_")[1])
+        self.runtime.front.keys.refresh()
 
     def call(
         self, method: str, path: str, body: Any = None, key: str | None = "", **headers: str

@@ -18,6 +18,7 @@ from serving.requests import RequestReader, ScoringInput
 from serving.routes.scoring import read_envelope
 from serving.times import Clock
 from tests.serving.fake_package import SCHEMA, Package, request_of
+from tests.serving.request_frames import frames_of, profile_of, samples_of
 
 NOW = 1_600_000_000_000_000  # 2020-09-13T12:26:40Z
 READER = RequestReader(schema_from_dict(SCHEMA), max_events=300)
@@ -54,7 +55,7 @@ def test_types_codes_and_missing_values() -> None:
             ]
         },
     }
-    frame = read(body).frames["statement"]
+    frame = frames_of(read(body))["statement"]
     assert frame["entity_id"].unique().to_list() == ["c1"]
     assert frame["status"].to_list() == ["1", "1", "1", "1.5", "true", None]
     assert frame["bill_amt"].to_list() == [12.0, None, None, None, None, None]
@@ -84,22 +85,23 @@ def test_delay_profile_context_and_empty_request() -> None:
             "context": {"term": 12},
         }
     )
-    login = given_.frames["login"]
+    login = frames_of(given_)["login"]
     assert login["known_at"].to_list()[0] == dt.datetime(2020, 8, 31)  # a day after the event
     assert (given_.used, given_.ignored) == (2, 1)
     assert given_.flags == ("sharing_unknown", "later_events_ignored")
     assert given_.as_of == "2020-09-01T00:00:00Z"  # naive: Shanghai
-    assert given_.profile is not None
-    assert given_.profile.row(0) == ("c1", dt.datetime(2020, 1, 1), 30.0, "a")
-    assert given_.samples.row(0) == ("c1", dt.datetime(2020, 9, 1), None, 12.0)
+    profile = profile_of(given_)
+    assert profile is not None
+    assert profile.row(0) == ("c1", dt.datetime(2020, 1, 1), 30.0, "a")
+    assert samples_of(given_).row(0) == ("c1", dt.datetime(2020, 9, 1), None, 12.0)
     empty = read({"entity_id": "c1", "events": {"login": [], "statement": None}})
-    assert empty.frames == {} and empty.profile is None
-    assert empty.samples["as_of"].to_physical()[0] == NOW
+    assert empty.tables == {} and empty.profile is None
+    assert empty.as_of_us == NOW
 
 
 def test_identifiers_are_hidden_but_stay_equal() -> None:
     events = [{"event_time": "2020-01-01", "device id": d} for d in ("D-17", " D-17", 17, "17", "")]
-    frame = read({"entity_id": "c1", "events": {"login": events}}).frames["login"]
+    frame = frames_of(read({"entity_id": "c1", "events": {"login": events}}))["login"]
     hidden = frame["device id"].to_list()
     assert hidden[0] == hidden[1] != hidden[2] == hidden[3] and hidden[4] is None
     assert hidden[2] != "17" and len(hidden[0]) == 32
@@ -109,7 +111,7 @@ def test_rows_and_columns_are_the_same() -> None:
     body = request_of(50, seed=3)
     rows = body["events"]["statement"]
     columns = body | {"events": {"statement": {k: [r[k] for r in rows] for k in rows[0]}}}
-    assert read(body).frames["statement"].equals(read(columns).frames["statement"])
+    assert frames_of(read(body))["statement"].equals(frames_of(read(columns))["statement"])
 
 
 BAD = [
@@ -246,7 +248,7 @@ def test_events_known_at_as_of_or_later_change_nothing() -> None:
     for history in (rows, known, changed, known + at):
         given_ = read(body | {"events": {"statement": history}})
         assert (given_.used, given_.ignored) == (len(known), len(history) - len(known))
-        rows_ = package.score(given_.frames, given_.profile, given_.samples)
+        rows_ = package.score_population(given_.population())
         scores.add(rows_[0].score)
     assert 0 < len(known) < len(rows) and len(scores) == 1
 

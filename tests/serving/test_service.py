@@ -12,9 +12,10 @@ import pytest
 
 from foundation.errors import ConfigError
 from serving.audit import verify_log
-from serving.keys import list_keys
+from serving.database import Database
 from serving.launch import check, ensure_key, free_port, running_service
 from serving.settings import Settings
+from serving.tenancy.keys import list_keys
 from tests.serving.fake_package import request_of, write_package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def test_live_service_scores_and_imports_nothing_heavy(tmp_path: Path) -> None:
         "TEST_OUT": str(tmp_path),
         "TEST_FAKE": str(ROOT / "tests" / "serving" / "fake_package.py"),
     }
-    settings = Settings(keys=str(tmp_path / "keys.json"))
+    settings = Settings(state=str(tmp_path / "state"))
     with running_service(package, settings=settings, environment=environment, wait_seconds=120) as (
         url,
         key,
@@ -93,6 +94,6 @@ def test_check_names_what_stands_in_the_way(tmp_path: Path) -> None:
 
 
 def test_a_first_key_is_made_once(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    assert ensure_key(path) and ensure_key(path) is None
-    assert len(list_keys(path)) == 1
+    settings = Settings(state=str(tmp_path))
+    assert ensure_key(settings) and ensure_key(settings) is None
+    assert len(list_keys(Database(settings.database_url))) == 1

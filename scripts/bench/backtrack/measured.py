@@ -65,7 +65,7 @@ def prepare(given: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
 
 def ours(given: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """`riskfm backtrack` with the columns of the benchmark given."""
-    from finetune.backtracking import PIECE_EVENTS, BacktrackInputs, run_backtrack
+    from finetune.backtracking import BacktrackInputs, run_backtrack
     from scripts.bench.backtrack.world import world_schema, world_spec
 
     out = given.world / "riskfm"
@@ -76,7 +76,7 @@ def ours(given: argparse.Namespace) -> Callable[[], dict[str, Any]]:
         given.world / "store",
         given.world / "samples.parquet",
         aggregates=spec,
-        limit=given.limit or PIECE_EVENTS,
+        limit=given.limit,
     )
 
     def run() -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Many requests scored together: each row as it would score alone, and alone in its faults.
+
+Rows are read one by one, so that a bad one spoils nothing; what was read is scored in groups of
+rows of one package, histories of like length together. A row may name a customer that another row
+names too, with another history: rows, not customers, are kept apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from finetune.features import Population
+from foundation.array_history import joined_profile, joined_timeline
+from foundation.errors import InternalError
+from foundation.row_table import RowTable
+from serving.requests import ScoringInput
+
+if TYPE_CHECKING:
+    from finetune.package import Package, ScoreRow
+
+
+def join(rows: Sequence[ScoringInput]) -> Population:
+    """Rows of one schema as a population; row i stands for itself, whoever the customer is."""
+    schema = rows[0].schema
+    ids = pl.Series("entity_id", [f"{i:08d}" for i in range(len(rows))], dtype=pl.String)
+    tables = {
+        name: [(i, *row.tables[name]) for i, row in enumerate(rows) if name in row.tables]
+        for name in schema.source_names
+    }
+    profiles = [(i, *row.profile) for i, row in enumerate(rows) if row.profile is not None]
+    return Population(
+        timeline=joined_timeline(schema, ids, tables),
+        profile=joined_profile(ids, profiles),
+        entity_ids=ids,
+        as_of_us=np.array([row.as_of_us for row in rows], dtype=np.int64),
+        context=RowTable.joined([row.context for row in rows]) if schema.context else None,
+    )
+
+
+def score_together(
+    package: Package, rows: Sequence[ScoringInput], reasons: bool
+) -> list[ScoreRow | Exception]:
+    """Score rows in one go; if that fails, one by one, so that only the rows at fault fail.
+
+    Returns:
+        per row its score, or what went wrong with it.
+    """
+    if not rows:
+        return []
+    try:
+        scored = package.score_population(join(rows), reasons)
+        if len(scored) != len(rows):
+            raise InternalError(f"{len(scored)} scores for {len(rows)} rows")
+        return list(scored)
+    except Exception as exc:
+        if len(rows) == 1:
+            return [exc]
+        return [score_together(package, [row], reasons)[0] for row in rows]

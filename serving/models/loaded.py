@@ -1,0 +1,298 @@
+"""One package in memory, and one release that answers with it.
+
+A `Model` is shared by whatever answers with the same package. A `Loaded` is what a request holds
+from `pick` to its answer: a release that is replaced meanwhile stays whole until the last request
+that holds it is done, and its model is closed then, because nobody refers to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from foundation.errors import InternalError, RequestError
+from serving.batch import score_together
+from serving.messages import ApiError, Envelope
+from serving.models.pool import ScoringPool, too_many
+from serving.requests import RequestReader, ScoringInput
+
+if TYPE_CHECKING:
+    from finetune.package import Package, ScoreRow
+
+CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
+DESCRIBED = (
+    "id", "digest", "name", "channel", "recipe", "created_at", "label", "points", "bands",
+    "metrics", "backbone_fingerprint", "forecast_titles",
+)  # fmt: skip
+log = logging.getLogger("riskfm.serving")
+
+
+class Scored:
+    """A score with the request it was given for; `seconds` is the time inside the package."""
+
+    __slots__ = ("request", "row", "seconds")
+
+    def __init__(self, row: ScoreRow, request: ScoringInput, seconds: float) -> None:
+        self.row = row
+        self.request = request
+        self.seconds = seconds
+
+
+class Shelf(Protocol):
+    """Packages by directory, in memory; `finetune.package_cache.PackageCache` is one."""
+
+    def get(self, path: Path) -> Package:
+        """The verified package of a directory, loaded if it is not in memory."""
+        ...
+
+    def drop(self, path: Path) -> None:
+        """Forget a package."""
+        ...
+
+
+class Model:
+    """A verified package on its shelf, and the reader of requests to it.
+
+    The shelf may take a package out of memory that was not used for long; it comes back when it is
+    asked for.
+
+    Attributes:
+        manifest: what of the package's manifest describes it: `DESCRIBED`.
+        schema: what it reads.
+    Raises:
+        ArtifactError, ParityError: it cannot be loaded.
+    """
+
+    def __init__(
+        self, path: Path, shelf: Shelf, reader: Callable[[Package], RequestReader]
+    ) -> None:
+        self._path = path
+        self._shelf = shelf
+        package = shelf.get(path)
+        self._seen = weakref.ref(package)
+        self.manifest = {k: package.manifest[k] for k in DESCRIBED if k in package.manifest}
+        self.id = str(self.manifest["id"])
+        self.digest = str(self.manifest["digest"])
+        self.schema = package.schema
+        self.reader = reader(package)
+        weakref.finalize(self, _closed, shelf, path, self.id).atexit = False
+
+    @property
+    def package(self) -> Package:
+        """The package, from the disk where it is not in memory.
+
+        Raises:
+            ApiError: 503 where it cannot be loaded again.
+        """
+        try:
+            package = self._shelf.get(self._path)
+        except Exception as exc:
+            log.error("package_lost %s: %s: %s", self.id, type(exc).__name__, exc,
+                      extra={"event": "package_lost"})  # fmt: skip
+            raise ApiError(
+                503, "the model could not be loaded again", headers={"Retry-After": "5"}
+            ) from None
+        self._seen = weakref.ref(package)
+        return package
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the package is in memory."""
+        return self._seen() is not None
+
+    def score(self, request: Envelope) -> Scored:
+        """Score one request in the calling thread.
+
+        Raises:
+            ApiError: the request is at fault (422, 413), or the package is lost (503).
+            InternalError: the package gave something that is no score.
+        """
+        given = self.reader.read(request, time.time_ns() // 1000)
+        package = self.package
+        begin = time.perf_counter()
+        rows = package.score_population(given.population(), request.reasons)
+        seconds = time.perf_counter() - begin
+        if len(rows) != 1:
+            raise InternalError(f"package '{self.id}' gave {len(rows)} scores for one row")
+        check_row(rows[0], self.id)
+        return Scored(rows[0], given, seconds)
+
+    def score_many(self, requests: Sequence[Envelope]) -> list[Scored | Exception]:
+        """Score requests that all ask for reasons or all do not, together in the calling thread.
+
+        Returns:
+            per request its score, or what was wrong with it alone.
+        """
+        moment = time.time_ns() // 1000
+        given = [self._read(request, moment) for request in requests]
+        read = [each for each in given if isinstance(each, ScoringInput)]
+        package = self.package
+        begin = time.perf_counter()
+        rows = score_together(package, read, bool(requests) and requests[0].reasons)
+        seconds = (time.perf_counter() - begin) / max(1, len(read))
+        scored = iter([self._checked(*pair, seconds) for pair in zip(rows, read, strict=True)])
+        return [each if isinstance(each, Exception) else next(scored) for each in given]
+
+    def _read(self, request: Envelope, moment: int) -> ScoringInput | Exception:
+        try:
+            return self.reader.read(request, moment)
+        except RequestError as exc:
+            return exc
+
+    def _checked(
+        self, row: ScoreRow | Exception, given: ScoringInput, seconds: float
+    ) -> Scored | Exception:
+        if isinstance(row, Exception):
+            return row
+        try:
+            check_row(row, self.id)
+        except InternalError as exc:
+            return exc
+        return Scored(row, given, seconds)
+
+    def warm(self) -> None:
+        """Run the package once on a customer without history, with reasons."""
+        self.score(Envelope(entity_id="warm-up", reasons=True))
+
+
+class Loaded:
+    """A release that answers: its package, whose it is, and since when.
+
+    Attributes:
+        manifest: what describes the package (`DESCRIBED`), at hand even where the package is not.
+        tenant, channel: whose requests it answers.
+        release: id of the release; empty for a package served by its path.
+        stage: champion, challenger (a rollout) or shadow.
+        since: moment it became what it is, ISO 8601 UTC; empty where nobody decided it.
+        announced_until: until then (seconds since the epoch) its backbone counts as new.
+        shadows: releases that score along when this one has answered, each with its share.
+        waiting: requests that wait for it or are being scored.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pool: ScoringPool,
+        tenant: str,
+        channel: str,
+        release: str = "",
+        stage: str = CHAMPION,
+        since: str = "",
+        announced_until: float = 0.0,
+        shadows: tuple[tuple[Loaded, float], ...] = (),
+    ) -> None:
+        self.model = model
+        self.manifest = model.manifest
+        self.pool = pool
+        self.tenant = tenant
+        self.channel = channel
+        self.release = release
+        self.stage = stage
+        self.since = since
+        self.announced_until = announced_until
+        self.shadows = shadows
+        self.waiting = 0
+
+    @property
+    def package(self) -> Package:
+        """The package, from the disk where it is not in memory."""
+        return self.model.package
+
+    @property
+    def id(self) -> str:
+        """Readable id of the package, such as `cards-1f0c2a9b`."""
+        return self.model.id
+
+    @property
+    def digest(self) -> str:
+        """Digest of the package, 64 hex digits."""
+        return self.model.digest
+
+    @property
+    def backbone(self) -> str:
+        """Fingerprint of the backbone the package was made with; empty where it names none."""
+        return str(self.manifest.get("backbone_fingerprint") or "")
+
+    async def score(self, request: Envelope) -> Scored:
+        """Score one request in a scoring thread.
+
+        Raises:
+            ApiError: the request is at fault (422, 413), the tenant's queue is full (429) or the
+                answer did not come in time (503).
+            InternalError: the package gave something that is no score.
+        """
+        self.waiting += 1
+        try:
+            await self._fetch()
+            return await self.pool.run(self.tenant, self.model.score, request)
+        finally:
+            self.waiting -= 1
+
+    async def score_many(self, requests: Sequence[Envelope]) -> list[Scored | Exception]:
+        """Score some requests together in a scoring thread.
+
+        Raises:
+            ApiError: the tenant's queue is full (429) or the answer did not come in time (503).
+        """
+        self.waiting += 1
+        try:
+            await self._fetch()
+            return await self.pool.run(self.tenant, self.model.score_many, requests)
+        finally:
+            self.waiting -= 1
+
+    async def _fetch(self) -> None:
+        """Have the package in memory; reading it takes no scoring thread away from the others."""
+        if self.model.at_hand:
+            return
+        if self.waiting > self.pool.queue:
+            raise too_many()
+        await asyncio.to_thread(getattr, self.model, "package")
+
+    def score_now(self, request: Envelope) -> Scored:
+        """Score one request in the calling thread; raises what `score` raises but 429 and 503."""
+        return self.model.score(request)
+
+    def again(self, envelope: Envelope) -> tuple[ScoreRow, list[str]]:
+        """Score for a replay, in the calling thread: the row, and the flags of row and request."""
+        scored = self.model.score(envelope)
+        return scored.row, list(dict.fromkeys((*scored.row.flags, *scored.request.flags)))
+
+
+def _closed(shelf: Shelf, path: Path, name: str) -> None:
+    shelf.drop(path)
+    log.info("package_closed %s", name)
+
+
+def announce(loaded: Loaded, now: float | None = None) -> tuple[str, ...]:
+    """Flags an answer carries because of the release that gave it.
+
+    Args:
+        now: seconds since the epoch; None for this moment.
+    Returns:
+        `backbone_changed` for some days after a release whose backbone differs from that of its
+        predecessor, and for as long as such a release is rolled out to some customers only.
+    """
+    moment = time.time() if now is None else now
+    return ("backbone_changed",) if moment < loaded.announced_until else ()
+
+
+def check_row(row: ScoreRow, package_id: str) -> None:
+    """Refuse an answer that is no probability or holds anything but finite numbers.
+
+    Raises:
+        InternalError: names the package and the part, never a value.
+    """
+    if not (math.isfinite(row.score) and 0.0 <= row.score <= 1.0):
+        raise InternalError(f"package '{package_id}' gave a score outside 0 to 1")
+    numbers: dict[str, Any] = {"points": row.points, **row.forecasts}
+    numbers |= {reason.name: reason.effect for reason in row.reasons}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise InternalError(f"package '{package_id}' gave '{name}' that is not finite")
