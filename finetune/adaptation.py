@@ -120,7 +120,7 @@ def run_adaptation(
         reporter.say(f"note: {note}")
     power = _say_power(samples, test, reporter)
     with tempfile.TemporaryDirectory() as scratch:
-        builder, graphs = make_builder(backbone, samples, Path(scratch))
+        builder, graphs = make_builder(backbone, samples, Path(scratch), packed=True)
         sources = read_sources(settings.sources, backbone, builder.spec)
         told = source_notes(sources, samples, test, backbone.fingerprint, settings.allow_leak)
         for note in told:
@@ -244,6 +244,7 @@ def _write_package(
         reference=reference_row(table),
         max_events=builder.max_events,
         history=graphs.history,
+        incremental=graphs.incremental,
         forecasters=graphs.forecasters,
         boosted_targets=builder.boosted_targets,
         network_targets=builder.network_targets,

@@ -25,13 +25,17 @@ class GraphFiles:
     """Graphs a package carries beside its heads."""
 
     history: Path | None
+    incremental: Path | None
     forecasters: Any
 
 
 def make_builder(
-    backbone: Backbone, samples: Samples | None, scratch: Path
+    backbone: Backbone, samples: Samples | None, scratch: Path, packed: bool = False
 ) -> tuple[FeatureBuilder, GraphFiles]:
     """The feature builder of a backbone; its network and forecasters run as ONNX from here on.
+
+    Args:
+        packed: also write the graph that goes on from a customer's kept state, for a package.
 
     Levels of context columns that no recorded decision has shown are known only now: the plain
     columns take them from the training samples, the network reads them as unknown.
@@ -39,7 +43,7 @@ def make_builder(
     tokenizer, spec = backbone.tokenizer, backbone.spec
     if backbone.schema.context and samples is not None:
         spec = spec.extend(None, samples.frame.select(list(backbone.schema.context)))
-    history = None
+    history = incremental = None
     network_targets: tuple[str, ...] = ()
     based_targets: tuple[str, ...] = ()
     if backbone.model is not None:
@@ -47,6 +51,11 @@ def make_builder(
 
         history = scratch / "history.onnx"
         export_history(backbone.model, tokenizer, history)
+        if packed and not backbone.model.config.bidirectional:
+            from finetune.incremental_graph import export_incremental
+
+            incremental = scratch / "incremental.onnx"
+            export_incremental(backbone.model, tokenizer, incremental)
         network_targets = tuple(backbone.model.config.targets)
         based_targets = tuple(backbone.model.config.based)
     forecasters = None
@@ -73,7 +82,7 @@ def make_builder(
         titles=titles,
         max_events=backbone.run["config"]["max_events"],
     )
-    return builder, GraphFiles(history, forecasters)
+    return builder, GraphFiles(history, incremental, forecasters)
 
 
 def cross_fitted(backbone: Backbone, entity_ids: pl.Series) -> Callable[[np.ndarray], np.ndarray]:

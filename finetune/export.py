@@ -48,6 +48,7 @@ class PackageParts:
 
     Attributes:
         history: path of the backbone's ONNX graph, or None.
+        incremental: path of the graph that goes on from a kept state, or None.
         forecasters: the boosted forecasters' graph, or None.
         columns: every column of the feature table, in its order.
         reference: [F] development reference of every column, for reasons.
@@ -74,6 +75,7 @@ class PackageParts:
     reference: np.ndarray
     max_events: int
     history: Path | None = None
+    incremental: Path | None = None
     forecasters: onnx.ModelProto | None = None
     boosted_targets: tuple[str, ...] = ()
     network_targets: tuple[str, ...] = ()
@@ -239,6 +241,9 @@ def _write_files(
     if parts.history is not None:
         shutil.copyfile(parts.history, path / "history.onnx")
         graphs["history"] = "history.onnx"
+    if parts.incremental is not None:
+        shutil.copyfile(parts.incremental, path / "incremental.onnx")
+        graphs["incremental"] = "incremental.onnx"
     if parts.forecasters is not None:
         (path / "forecasters.onnx").write_bytes(parts.forecasters.SerializeToString())
         graphs["forecasters"] = "forecasters.onnx"

@@ -37,6 +37,8 @@ BESIDE = 16
 TINY = 1e-7
 WORTH_A_THREAD = 48
 Progress = Callable[[int, int], None]
+# Histories of one sample and their timeline -> states [1, 3 D] and forecast log-odds [1, T].
+Follow = Callable[["Histories", Timeline], tuple[np.ndarray, np.ndarray]]
 
 
 @cache
@@ -131,6 +133,7 @@ class FeatureBuilder:
         progress: Progress | None = None,
         only: frozenset[str] | None = None,
         network: bool = True,
+        follow: Follow | None = None,
     ) -> FeatureTable:
         """Features of a population.
 
@@ -142,6 +145,8 @@ class FeatureBuilder:
                 aggregates [S, A] -> probabilities [S, T].
             batch_size: rows per run of the backbone; a row's values do not depend on it
                 beyond 1e-5.
+            follow: takes the place of the backbone's graph for a single sample, see
+                `finetune.incremental.following`.
         """
         want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
         cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
@@ -150,7 +155,7 @@ class FeatureBuilder:
         if states or keep_histories:
             histories = self._histories(population, cut_)
         few = len(cut_) <= BESIDE and int((cut_.stop - cut_.start).sum()) >= WORTH_A_THREAD
-        if histories is not None and states and few:
+        if histories is not None and states and few and follow is None:
             running = self._begin(histories, batch_size, progress)
         aggregates = self.spec.compute(
             population.timeline,
@@ -166,7 +171,10 @@ class FeatureBuilder:
             run = boosted or self._boosted
             parts.append(run(aggregates).astype(np.float32))
         if histories is not None and states:
-            found = running.result() if running else self._run(histories, batch_size, progress)
+            if follow is not None:
+                found = follow(histories, population.timeline)
+            else:
+                found = running.result() if running else self._run(histories, batch_size, progress)
             if self.network_targets:
                 parts.append(self._network_forecasts(found[1], parts[-1]))
             parts.append(found[0])

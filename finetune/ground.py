@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.features import FeatureBuilder
+from finetune.incremental import IncrementalEncoder
 from finetune.sessions import Sessions, read_verified
 from foundation.aggregates import AggregateSpec
 from foundation.errors import ArtifactError
@@ -32,6 +33,8 @@ MEMBERS = (
     "columns",
 )
 
+GRAPHS = ("history", "incremental", "forecasters")
+
 
 @dataclass(eq=False)
 class Ground:
@@ -41,12 +44,14 @@ class Ground:
         builder: never used itself; every package has a copy.
         columns: the columns as a manifest lists them. names: each name by itself.
         inputs: aggregates the boosted forecasters split on; None where their graph hides it.
+        encoder: goes on from a customer's kept state; None where the backbone cannot.
     """
 
     builder: FeatureBuilder
     columns: list[dict[str, Any]]
     names: dict[str, str]
     inputs: frozenset[str] | None
+    encoder: IncrementalEncoder | None
 
 
 def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> Ground:
@@ -56,7 +61,7 @@ def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> G
         ArtifactError: an altered file, or a fingerprint that does not fit.
     """
     files = manifest["files"]
-    graphs = {kind: manifest["graphs"].get(kind) for kind in ("history", "forecasters")}
+    graphs = {kind: manifest["graphs"].get(kind) for kind in GRAPHS}
     names = ["tokenizer.json", "aggregates.json", *(file for file in graphs.values() if file)]
     # Asked for by every package: a graph in use stays open.
     opened = {
@@ -87,7 +92,10 @@ def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> G
         )
         columns = manifest["columns"]
         names = {c["name"]: c["name"] for c in columns}
-        return Ground(builder, columns, names, forecaster_inputs(builder))
+        encoder, file = None, graphs["incremental"]
+        if opened["incremental"] is not None:
+            encoder = IncrementalEncoder(opened["incremental"], files[file], builder.max_events)
+        return Ground(builder, columns, names, forecaster_inputs(builder), encoder)
 
     said = {name: manifest[name] for name in MEMBERS} | {
         "files": {name: files[name] for name in names}

@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ import numpy as np
 import onnxruntime as ort
 
 from finetune.event_carry import Carry
-from finetune.features import POOLINGS, open_session
+from finetune.features import POOLINGS, Follow, Histories, open_session
 from foundation.encoded import EncodedEvents, EncodedQueries
 from foundation.errors import ArtifactError, InternalError
+from foundation.history import Timeline
 
 MAGIC = b"riskfm-state-1\n\0"
 COLUMNS = ("source", "code", "value", "extra", "days")
@@ -394,3 +396,42 @@ def _joined(first: EncodedEvents, second: EncodedEvents) -> EncodedEvents:
 def _checksum(array: np.ndarray) -> int:
     """Sum of an array's bytes as 16-bit words: enough to see a flipped bit or a lost block."""
     return int(array.reshape(-1).view(np.uint16).sum(dtype=np.uint64))
+
+
+def following(
+    encoder: IncrementalEncoder,
+    state: EntityState | None,
+    keep: Callable[[EntityState, bool], None],
+) -> Follow:
+    """What `FeatureBuilder.table` runs for one sample in place of the backbone's whole graph.
+
+    Args:
+        state: what is kept of the entity, None for nothing.
+        keep: gets the state of this history, and whether it had to be rebuilt.
+    """
+
+    def run(histories: Histories, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
+        if len(histories) != 1:
+            raise InternalError(f"a kept state answers for one sample, not {len(histories)}")
+        start, stop = int(histories.cut.start[0]), int(histories.cut.stop[0])
+        carry = Carry().after(_seen(timeline, start, stop))
+        events = rows_of(histories.events, start, stop)
+        answer, fresh, rebuilt = encoder.follow(state, events, carry, histories.queries)
+        keep(fresh, rebuilt)
+        return answer.states, answer.forecasts
+
+    return run
+
+
+def _seen(timeline: Timeline, start: int, stop: int) -> Timeline:
+    """Consecutive events of one entity, with nothing but their times and sources."""
+    part = slice(start, stop)
+    return replace(
+        timeline,
+        entity_ids=timeline.entity_ids[:1],
+        offsets=np.array([0, stop - start], dtype=np.int64),
+        known_us=timeline.known_us[part],
+        event_us=timeline.event_us[part],
+        source=timeline.source[part],
+        row=timeline.row[part],
+    )

@@ -25,10 +25,11 @@ import polars as pl
 
 from finetune.adapters import AdaptedSession, read_adapter
 from finetune.calibration import apply_calibration, points
-from finetune.features import Histories, Population, Progress, run_tuned
+from finetune.features import Follow, Histories, Population, Progress, run_tuned
 from finetune.golden import golden_frames
 from finetune.ground import Ground, shared_ground
 from finetune.history_reasons import field_effects, field_reasons
+from finetune.incremental import IncrementalEncoder
 from finetune.reasons import Reason, group_effects, top_reasons
 from finetune.sessions import Sessions, open_heads, read_verified
 from finetune.table import FeatureTable
@@ -212,10 +213,18 @@ class Package:
         return self.score_population(population, reasons)
 
     def score_population(
-        self, population: Population, reasons: bool = False, progress: Progress | None = None
+        self,
+        population: Population,
+        reasons: bool = False,
+        progress: Progress | None = None,
+        follow: Follow | None = None,
     ) -> list[ScoreRow]:
-        """Score a population; the common path of `score`, file scoring and golden rows."""
-        table = self.features(population, progress)
+        """Score a population; the common path of `score`, file scoring and golden rows.
+
+        Args:
+            follow: of a single sample, see `FeatureBuilder.table`.
+        """
+        table = self.features(population, progress, follow)
         logit = self.logit(table)
         probability = self.probability(logit)
         explained: list[tuple[Reason, ...]] = [()] * len(population)
@@ -243,7 +252,17 @@ class Package:
             )
         return rows
 
-    def features(self, population: Population, progress: Progress | None = None) -> FeatureTable:
+    @property
+    def encoder(self) -> IncrementalEncoder | None:
+        """Goes on from a customer's kept state; None where no head reads the frozen network."""
+        return self._ground.encoder if self.network else None
+
+    def features(
+        self,
+        population: Population,
+        progress: Progress | None = None,
+        follow: Follow | None = None,
+    ) -> FeatureTable:
         """The columns the model reads, for a population."""
         return self.builder.table(
             population,
@@ -252,6 +271,7 @@ class Package:
             progress=progress,
             only=self.only,
             network=self.network,
+            follow=follow,
         )
 
     def _where(self, table: FeatureTable) -> tuple[np.ndarray, list[int]]:

@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from finetune.report_figures import months_figure
-from finetune.report_page import environment
-from finetune.report_words import FIGURE_WORDS
 from finetune.sample_columns import (
     ColumnMapping,
     Proposal,
@@ -141,6 +136,14 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
 
 def render_review(numbers: dict[str, Any]) -> str:
     """The page as text, complete and offline; `numbers` as of `sample_review`."""
+    # A service reviews samples without the libraries that draw.
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from finetune.report_figures import months_figure
+    from finetune.report_page import environment
+    from finetune.report_words import FIGURE_WORDS
+
     code = get_plotlyjs().replace("</script", "<\\/script")
     months = months_figure(numbers["months"])
     shown = {} if months is None else {"months": months}

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from finetune.label_power import power_record
 from finetune.report_evaluation import basis, by_month, wilson
 from finetune.samples import (
     FEW_BADS,
@@ -60,10 +59,12 @@ class ReviewSettings:
         now: moment of the review, naive UTC; labels known at or after it are not known yet.
         window_days: performance window of the labels; rows whose window has not ended by `now` are
             left out, bad ones too, for goods of that age are not known to be good.
+        power: also say what the labels can show, which takes scipy.
     """
 
     now: dt.datetime
     window_days: int | None = None
+    power: bool = True
 
 
 @dataclass
@@ -264,7 +265,9 @@ def _measured(kept: Samples, settings: ReviewSettings) -> dict[str, Any]:
             "approved_only": kept.approved_only,
         } if len(named) else None,
     }  # fmt: skip
-    if known.any():
+    if known.any() and settings.power:
+        from finetune.label_power import power_record
+
         rows = np.flatnonzero(known)
         out["power"] = power_record(y[rows], kept.weight[rows], None)
     return out

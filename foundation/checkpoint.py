@@ -53,12 +53,31 @@ class Backbone:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that makes a feature: weights, tokenizer, columns, forecasters."""
-        found = hashlib.sha256()
-        names = [self.path / n for n in (CONFIG, WEIGHTS, TOKENIZER, AGGREGATES, FORECASTERS)]
-        for file in [*names, *sorted((self.path / "forecasters").glob("*.txt"))]:
-            if file.is_file():
-                found.update(file.name.encode() + b"\0" + file.read_bytes())
-        return found.hexdigest()[:16]
+        return backbone_fingerprint(self.path)
+
+
+def backbone_fingerprint(path: Path) -> str:
+    """Fingerprint of a backbone directory; loads nothing.
+
+    Raises:
+        ArtifactError: no such directory, or an unfinished one.
+    """
+    _require_finished(path)
+    found = hashlib.sha256()
+    names = [path / n for n in (CONFIG, WEIGHTS, TOKENIZER, AGGREGATES, FORECASTERS)]
+    for file in [*names, *sorted((path / "forecasters").glob("*.txt"))]:
+        if file.is_file():
+            found.update(file.name.encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _require_finished(path: Path) -> None:
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such backbone directory")
+    if not (path / RUN).is_file():
+        raise ArtifactError(
+            f"{path}: unfinished, it has no {RUN}; run pretraining again with --resume"
+        )
 
 
 def load_backbone(path: str | Path, network: bool = True) -> Backbone:
@@ -75,12 +94,7 @@ def load_backbone(path: str | Path, network: bool = True) -> Backbone:
     from foundation.tokenizer import Tokenizer
 
     path = Path(path)
-    if not path.is_dir():
-        raise ArtifactError(f"{path}: no such backbone directory")
-    if not (path / RUN).is_file():
-        raise ArtifactError(
-            f"{path}: unfinished, it has no {RUN}; run pretraining again with --resume"
-        )
+    _require_finished(path)
     run = read_json(path / RUN)
     schema = schema_from_dict(read_json(path / SCHEMA), str(path / SCHEMA))
     tokenizer = Tokenizer.from_json(_read_text(path / TOKENIZER), str(path / TOKENIZER))

@@ -140,24 +140,38 @@ def rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for some weights and AdamW for the rest, as one optimizer with one state."""
+    """Muon for some weights and AdamW for the rest, as one optimizer with one state.
+
+    The weights of Muon stand in two groups that are worked on side by side with each other and
+    with AdamW: its products are too small for two threads inside one.
+    """
 
     def __init__(self, matrices: list, rest: list[dict], config: OptimizerConfig) -> None:
-        self.muon = torch.optim.Muon(
-            matrices,
-            lr=config.muon_lr,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                half,
+                lr=config.muon_lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            for half in (matrices[::2], matrices[1::2])
+            if half
+        ]
+        self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), fused=True))
+        super().__init__([g for part in self.parts for g in part.param_groups], {})
+        self._pool = ThreadPoolExecutor(
+            len(self.parts), "optimizer", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self.adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), fused=True)
-        super().__init__([*self.muon.param_groups, *self.adam.param_groups], {})
         self._share()
 
     def _share(self) -> None:
-        """One list of groups and one state, seen by both inner optimizers."""
-        self.muon.param_groups = self.param_groups[:1]
-        self.adam.param_groups = self.param_groups[1:]
-        self.muon.state = self.adam.state = self.state
+        """One list of groups and one state, seen by all inner optimizers."""
+        *muons, adam = self.parts
+        for group, muon in zip(self.param_groups, muons, strict=False):
+            muon.param_groups = [group]
+            muon.state = self.state
+        adam.param_groups = self.param_groups[len(muons) :]
+        adam.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore, and tie the inner optimizers to what was restored."""
@@ -165,13 +179,13 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One step of both."""
+        """One step of all."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()
-        self.adam.step()
+        for done in [self._pool.submit(part.step) for part in self.parts]:
+            done.result()
         return loss
 
 

@@ -75,7 +75,7 @@ def answered(
         entity: keyed hash of the customer.
         once: equal for a request and its repetition under one idempotency key.
     Raises:
-        InternalError: the log cannot be written, so there is no answer either.
+        Unwritable: the log cannot be written, so there is no answer either.
     """
     runtime, row, given = call.runtime, scored.row, scored.request
     flags = flags_of(loaded, scored)
@@ -84,7 +84,8 @@ def answered(
     decision = runtime.decisions.decider.decide(call.tenant, loaded.channel, facts)
     record = _line(call, loaded, given, row, request_id) | decision.logged()
     record |= {"flags": flags or None, "once": once}
-    written = runtime.audit.append(record, envelope.entity_id)
+    waits = runtime.settings.audit_durable or call.begun is not None
+    written = runtime.audit.append(record, envelope.entity_id, waits)
     runtime.metrics.scored(loaded.id, row.score, scored.seconds)
     runtime.shadow.offer(loaded, envelope, scored, request_id, entity)
     return Answered(

@@ -23,6 +23,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from foundation.errors import RequestError
+from serving.audit import Unwritable
 from serving.logs import tell
 from serving.messages import CODES, ApiError, ErrorAnswer, ErrorBody
 from serving.routes.call import Call
@@ -98,6 +99,8 @@ class Application:
                 raise
             await _failure(exc, call)(scope, receive, reply)
         finally:
+            if call.held:
+                call.runtime.room.leave(call.tenant, call.held)
             if self.runtime is not None:
                 seconds = time.perf_counter() - begin
                 tenant = call.known.tenant if call.known else ""
@@ -175,6 +178,9 @@ def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Re
         call.route, call.request = operation.path, request
         if operation.scope and operation.scope not in call.principal.scopes:
             raise ApiError(403, f"the API key lacks the scope '{operation.scope}'")
+        changes = operation.method != "GET" and not operation.rehearsed
+        if operation.scope and changes and call.principal.sandbox:
+            raise ApiError(403, "a sandbox key changes nothing; it scores test entities")
         call.only_queries(*(p.name for p in operation.parameters if p.where == "query"))
         if operation.repeatable and "idempotency-key" in request.headers:
             return await _once(operation, call, request.headers["idempotency-key"])
@@ -225,6 +231,9 @@ def _failure(exc: Exception, call: Call) -> Response:
     where = ""
     if isinstance(exc, ApiError):
         status, message, where, headers = exc.status, str(exc), exc.field, exc.headers
+    elif isinstance(exc, Unwritable):
+        status, headers = 503, {"Retry-After": "5"}
+        message = "decisions cannot be written down at the moment, so none is given"
     elif isinstance(exc, RequestError):
         status, message, where = 422, str(exc), exc.field
     elif isinstance(exc, HTTPException) and exc.status_code in CODES:

@@ -11,8 +11,9 @@ belongs into the chain, such as an erasure.
 lines are found against a head noted elsewhere (`riskfm audit head`).
 
 A thread of its own writes, so that scoring does not wait for the disk unless asked to; waiting
-records are written and synced together. Several processes may share one log. The log is cut into
-segments by size and by UTC day.
+records are written and synced together. While the disk refuses, every decision is refused as well;
+the thread tries again each second, and the chain then tells of the pause (`log_resumed`). Several
+processes may share one log. The log is cut into segments by size and by UTC day.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import contextlib
 import datetime as dt
 import fcntl
 import json
+import logging
 import os
 import queue
+import secrets
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -46,13 +49,20 @@ from serving.safety.chain import (
 from serving.safety.following import follow
 from serving.safety.hashing import EntityHasher
 
-__all__ = ["FIRST", "SEGMENT_BYTES", "DecisionLog", "Verified", "follow", "verify_log"]
+__all__ = ["FIRST", "SEGMENT_BYTES", "DecisionLog", "Verified", "follow", "node_name", "verify_log"]
 
 SEGMENT_BYTES = 256 * 1024 * 1024
 _WAITING = 10_000
+_TRY_AGAIN_SECONDS = 1.0
+RESUMED = "log_resumed"
 _TOGETHER = 512
+log = logging.getLogger("riskfm.serving")
 _OURS = frozenset(("seq", "time", "entity", "mark", "previous", "hash"))
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class Unwritable(InternalError):
+    """The log takes no decision at the moment, so none may be given."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class _Waiting:
     tenant: str
     body: str
     done: Future[None]
+    awaited: bool
 
 
 class DecisionLog:
@@ -89,34 +100,38 @@ class DecisionLog:
         self._size, self._seq, self._day = -1, 0, ""
         self.head = FIRST
         self.failure: str = ""
+        self._failed_at = ""
         self._open()
         self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
 
-    def append(self, record: dict[str, Any], entity_id: str) -> Future[None]:
+    def append(self, record: dict[str, Any], entity_id: str, awaited: bool = True) -> Future[None]:
         """Hand a decision over; the future is done once the line is on disk.
 
         Args:
             record: members of the line; `tenant` is "default" where it is left out, members that
                 are None are not written.
+            awaited: nobody hears of the decision before the future is done. Else it was given, and
+                its line is written when the disk takes it again.
         Raises:
-            InternalError: the log cannot be written (any more), so no decision may be given.
+            Unwritable: the log cannot be written at the moment, so no decision may be given.
+            InternalError: the record is none.
         """
         if self.failure:
-            raise InternalError(f"the decision log cannot be written: {self.failure}")
+            raise Unwritable(f"the decision log cannot be written: {self.failure}")
         if _OURS & record.keys():
             raise InternalError(f"a decision may not set {sorted(_OURS & record.keys())}")
         tenant = record.get("tenant") or "default"
         line = {"time": _moment(), "tenant": tenant, "entity": self.hide(entity_id, tenant)}
         line |= {name: value for name, value in record.items() if value is not None}
         try:
-            waiting = _Waiting(tenant, _encode(line), Future())
+            waiting = _Waiting(tenant, _encode(line), Future(), awaited)
         except (TypeError, ValueError) as exc:
             raise InternalError(f"a decision cannot be written: {exc}") from None
         try:
             self._queue.put_nowait(waiting)
         except queue.Full:
-            raise InternalError("the decision log is too far behind") from None
+            raise Unwritable("the decision log is too far behind") from None
         return waiting.done
 
     def hide(self, entity_id: str, tenant: str = "default") -> str:
@@ -132,28 +147,44 @@ class DecisionLog:
         return self.head
 
     def _run(self) -> None:
-        while True:
-            batch = [self._queue.get()]
-            while batch[-1] is not None and len(batch) < _TOGETHER:
-                try:
-                    batch.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            work = [item for item in batch if item is not None]
-            error = None
+        left: list[_Waiting] = []  # given already, not written yet
+        going = True
+        while going:
+            taken, going = self._take()
+            work = left + taken
+            since = self.failure and self._failed_at
             try:
-                if work:
+                if since:
+                    self._write([_resumed(since, len(left)), *work])
+                elif work:
                     self._write(work)
             except Exception as exc:  # whatever it is: nobody may be told that it was written
+                if not self.failure:
+                    self._failed_at = _moment()
+                    log.error("the decision log cannot be written: %s", exc)
                 self.failure = type(exc).__name__
-                error = InternalError(f"the decision log cannot be written: {self.failure}")
-            for item in work:
-                if error is None:
+                error = Unwritable(f"the decision log cannot be written: {self.failure}")
+                for item in taken:
+                    if item.awaited:
+                        item.done.set_exception(error)
+                left = [item for item in work if not item.awaited]
+            else:
+                if since:
+                    log.warning("the decision log is written again, since %s it was not", since)
+                left, self.failure = [], ""
+                for item in work:
                     item.done.set_result(None)
-                else:
-                    item.done.set_exception(error)
-            if batch[-1] is None:
-                return
+        if left:
+            log.error("the decision log ends without %d decisions that were given", len(left))
+
+    def _take(self) -> tuple[list[_Waiting], bool]:
+        """What waits, some time later where the disk just refused; False where it is the last."""
+        batch: list[_Waiting | None] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=_TRY_AGAIN_SECONDS if self.failure else None))
+            while batch[-1] is not None and len(batch) < _TOGETHER:
+                batch.append(self._queue.get_nowait())
+        return [item for item in batch if item is not None], None not in batch
 
     def _write(self, work: list[_Waiting]) -> None:
         with self._locked():
@@ -260,6 +291,30 @@ class DecisionLog:
             self._day = str(first.record.get("time", ""))[:10]
 
 
+def _resumed(since: str, late: int) -> _Waiting:
+    """The line that tells of a pause: since when, and how many decisions were written late."""
+    line = {"time": _moment(), "event": RESUMED, "since": since, "late": late}
+    return _Waiting("", _encode(line), Future(), False)
+
+
 def _moment() -> str:
     now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
     return now.replace("+00:00", "Z")
+
+
+def node_name(log_path: str | Path) -> str:
+    """Name of a decision log among those that one database counts.
+
+    Made at the first look and kept beside the log: machines and pods are renamed, the log stays.
+    """
+    path = Path(f"{log_path}.node")
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fresh.write_text(f"node-{secrets.token_hex(8)}\n", encoding="ascii")
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)  # the first of several workers wins
+        fresh.unlink()
+        return path.read_text(encoding="ascii").strip()

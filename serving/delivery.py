@@ -1,8 +1,9 @@
 """T+1: from a sample file to a challenger, as a durable workflow that survives whatever dies.
 
-A sample file is handed in once (`hand_in`) and becomes a job; a worker (`run_jobs`) takes jobs one
-after the other through the steps of `serving.delivery_steps`. The workflow engine (dbos) writes
-down which steps are done, in SQLite or PostgreSQL; it talks to nobody else. What it keeps is JSON.
+A sample file is handed in once (`serving.intake.hand_in`) and becomes a job; a worker (`run_jobs`)
+takes jobs one after the other through the steps of `serving.delivery_steps`. The workflow engine
+(dbos) writes down which steps are done, in SQLite or PostgreSQL; it talks to nobody else. What it
+keeps is JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +21,19 @@ from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 from foundation.errors import RiskfmError, UserError
 from foundation.shipped import SHIPPED
 from foundation.strict import plain
-from serving.database import Database
 from serving.delivery_steps import STEPS, Context, JobReporter, Refused, Stopped, perform
-from serving.durable import fault_point, place_copy
+from serving.durable import fault_point
 from serving.gates import DeliverySettings, load_delivery_settings
-from serving.jobs import CANCELLED, DONE, FAILED, FINAL, REFUSED, Job, JobBook
+from serving.intake import Delivery, hand_in
+from serving.jobs import CANCELLED, DONE, FAILED, FINAL, REFUSED, Job
 from serving.progress import Reporter
-from serving.registry import Registry, person
-from serving.registry_tables import metadata
-from serving.workspace import Workspace
+
+__all__ = ["Delivery", "add_channel", "deliver", "hand_in", "run_jobs", "watch"]
 
 # Raised when the order or the meaning of the steps changes: a worker of another version does not
 # continue what an older one began, it makes it again from the finished outputs.
 VERSION = "delivery-1"
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A workspace with its registry and its jobs."""
-
-    workspace: Workspace
-    registry: Registry
-    book: JobBook
-
-    @staticmethod
-    def open(root: str | Path, create: bool = False) -> Delivery:
-        """Open a workspace.
-
-        Raises:
-            UserError: there is none; ConfigError: its databases cannot be opened.
-        """
-        workspace = Workspace.open(root, create)
-        database = Database(workspace.registry_url, metadata)
-        return Delivery(workspace, Registry(database, workspace.root), JobBook(database))
 
 
 def add_channel(
@@ -90,50 +69,6 @@ def add_channel(
         "settings": plain(chosen),
     }
     return delivery.registry.set_channel(tenant, channel, config, by)
-
-
-def hand_in(
-    delivery: Delivery,
-    tenant: str,
-    channel: str,
-    samples: Path,
-    test: Path | None,
-    by: str,
-    created_at: str | None = None,
-) -> tuple[Job, bool]:
-    """Copy the sample files into the workspace and queue their delivery, once.
-
-    Args:
-        created_at: when, ISO 8601 UTC; None is now. Written into every artefact.
-    Returns:
-        the job, and whether it is new: the same files on the same store, backbone and settings
-        are the same job, whoever hands them in.
-    """
-    from foundation.checkpoint import load_backbone
-    from foundation.shipped import start_directory
-    from foundation.store import EventStore
-
-    by = person(by)
-    config = delivery.registry.channel(tenant, channel)
-    files: dict[str, Any] = {"samples": samples, "test": test}
-    for kind, path in files.items():
-        if path is None:
-            continue
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; --{kind} names a CSV or Parquet file")
-        digest, copy = place_copy(path, delivery.workspace.samples)
-        file = str(copy.relative_to(delivery.workspace.root))
-        files[kind] = {"file": file, "digest": digest}
-    start = load_backbone(start_directory(config["backbone"]), network=False)
-    request = {
-        **files,
-        **config,
-        "store_version": EventStore.open(config["store"]).version,
-        "backbone_fingerprint": start.fingerprint,
-    }
-    job, new = delivery.book.add(tenant, channel, request, by, created_at)
-    delivery.registry.add_maker(job.id, by)
-    return job, new
 
 
 class _Engine:

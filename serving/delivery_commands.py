@@ -167,11 +167,18 @@ def worker(workspace: Path, forever: bool, daily_at: str | None, quiet: bool) ->
         if not forever:
             raise UserError("--daily-at needs --forever; one day runs with riskfm daily --date DAY")
         schedule = Schedule(read_time(daily_at), reporter)
-    from serving.release_documents import document_missing
+    from serving.release_documents import DocumentKeeper
 
-    document_missing(opened, reporter.say)
+    documents = DocumentKeeper(reporter.say)
+    documents(opened)
+
+    def between(delivery: Delivery) -> None:
+        documents(delivery)
+        if schedule is not None:
+            schedule(delivery)
+
     with _resumable():
-        ended = run_jobs(opened, reporter, forever=forever, between=schedule)
+        ended = run_jobs(opened, reporter, forever=forever, between=between)
     for job in ended:
         click.echo(f"job {job.id}: {job.state} {job.release or job.error}".rstrip())
     click.echo(f"{len(ended)} jobs ended")

@@ -33,7 +33,7 @@ class Job:
     """One row of the book.
 
     Attributes:
-        request: what was handed in; see `serving.delivery.hand_in`.
+        request: what was handed in; see `serving.intake.hand_in`.
         created_at: when it was handed in first, ISO 8601 UTC; goes into its artefacts.
         attempt: 1, and one more for each retry.
         step, done, total, note: how far it is.
@@ -109,15 +109,22 @@ class JobBook:
         with self.database.transaction() as connection:
             return self._read(connection, job)
 
-    def all(self) -> list[Job]:
-        """Every job in the order of handing in, whatever the clock said then."""
+    def find(self, tenant: str, job: str) -> Job | None:
+        """A tenant's job by its whole id; None where it has none of this id."""
+        query = sa.select(jobs).where(jobs.c.tenant == tenant, jobs.c.id == job)
+        with self.database.reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _job(row)
+
+    def all(self, tenant: str | None = None) -> list[Job]:
+        """Every job, or those of a tenant, in the order of handing in, whatever the clock said."""
         first = sa.select(job_log.c.job, sa.func.min(job_log.c.seq).label("seq"))
         came = first.group_by(job_log.c.job).subquery()
+        query = sa.select(jobs).join(came, came.c.job == jobs.c.id).order_by(came.c.seq)
+        if tenant is not None:
+            query = query.where(jobs.c.tenant == tenant)
         with self.database.transaction() as connection:
-            rows = connection.execute(
-                sa.select(jobs).join(came, came.c.job == jobs.c.id).order_by(came.c.seq)
-            )
-            return [_job(row) for row in rows]
+            return [_job(row) for row in connection.execute(query)]
 
     def next(self) -> Job | None:
         """The job to work on: what was interrupted before what is queued, oldest first."""

@@ -27,10 +27,12 @@ from foundation.errors import ConfigError, InternalError
 from serving.database import Database
 from serving.draining import MARKER
 from serving.models.deployments import Deployments
+from serving.room import Room
 from serving.settings import Settings, absolute, to_environment
 from serving.settings_check import require_safe
 from serving.tenancy.keys import create_key, list_keys
-from serving.tenancy.principal import SCOPES
+from serving.tenancy.principal import DEFAULT_TENANT, SCOPES
+from serving.tenancy.tenants import add_tenant
 
 SERVICE = "serving.service:RiskfmService"
 _THREADS = (
@@ -54,10 +56,10 @@ def serve(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> i
     """
     require_safe(settings, host)
     loaded = check(settings, port, host)
-    key = ensure_key(settings) if settings.environment == "development" else None
+    keys = first_keys(settings, loaded) if settings.environment == "development" else {}
     print(f"answering: {', '.join(loaded) or 'nothing yet; no channel has a champion'}")
-    if key is not None:
-        print(f"API key (shown this once): {key}")
+    for tenant, key in keys.items():
+        print(f"API key of {tenant} (shown this once): {key}")
     print(f"scoring at http://{_bracketed(host)}:{port}/v1/score, Ctrl-C stops", flush=True)
     with tempfile.TemporaryDirectory(prefix="riskfm-") as scratch:
         process = _start(settings, port, host, scratch, None)
@@ -84,10 +86,11 @@ def check(settings: Settings, port: int, host: str = "127.0.0.1") -> tuple[str, 
     Returns:
         ids of the packages.
     Raises:
-        ConfigError: a wrong address or a taken port.
+        ConfigError: a wrong address, a taken port, settings that contradict each other.
         ArtifactError: a damaged package.
     """
     check_port(port, host)
+    Room.of(settings)
     deployments = Deployments(settings)
     deployments.close()
     return tuple(deployments.names)
@@ -108,16 +111,25 @@ def check_port(port: int, host: str = "127.0.0.1") -> None:
             raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror or exc}") from None
 
 
-def ensure_key(settings: Settings, name: str = "development") -> str | None:
-    """A first key for development: made only if there is no usable one.
+def first_keys(settings: Settings, answering: Sequence[str]) -> dict[str, str]:
+    """First keys for development: made only if there is no usable one at all.
 
+    Args:
+        answering: what `check` gave.
     Returns:
-        the key, to be shown once, or None if there already is one.
+        tenant -> key, to be shown once: of every tenant with a channel, or of the one there is
+        without a workspace.
     """
     database = Database(settings.database_url)
     if any(record.state() == "active" for record in list_keys(database)):
-        return None
-    return create_key(database, name, SCOPES)
+        return {}
+    tenants = sorted({name.partition("/")[0] for name in answering if "/" in name})
+    for tenant in tenants:
+        add_tenant(database, tenant)
+    return {
+        tenant: create_key(database, "development", SCOPES, tenant=tenant)
+        for tenant in tenants or [DEFAULT_TENANT]
+    }
 
 
 @contextlib.contextmanager

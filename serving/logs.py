@@ -133,9 +133,9 @@ def configure(settings: Settings, stream: TextIO | None = None) -> logging.Handl
     root.setLevel(settings.log_level.upper())
     for name in _OTHERS:
         other = logging.getLogger(name)
-        other.handlers, other.propagate = [], True
+        other.handlers, other.propagate, other.disabled = [], True, False
     # Chatty below warnings, and of no use to whoever runs the service.
-    for name in ("uvicorn", "circus", "urllib3", "opentelemetry"):
+    for name in ("uvicorn", "circus", "urllib3", "opentelemetry", "casbin"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed

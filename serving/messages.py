@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,13 @@ ID_LIMIT = 256
 TEXT_LIMIT = 4096
 # A category code may come as a number or a boolean: 1 is read as "1", true as "true".
 Value = bool | int | float | str | None
+HistorySource = Annotated[
+    Literal["inline", "stored", "both"],
+    Meta(
+        description="Which events count: those of the request, those posted to /v1/events before, "
+        "or both, each event once."
+    ),
+]
 EntityId = Annotated[str, Meta(min_length=1, max_length=ID_LIMIT, description="The customer.")]
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*)`")
@@ -66,6 +73,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasons: Annotated[
         bool, Meta(description="Also explain the score; costs additional model runs.")
     ] = False
+    history: HistorySource = "inline"
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +87,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     profile: msgspec.Raw = NOTHING
     context: msgspec.Raw = NOTHING
     reasons: bool = False
+    history: Literal["inline", "stored", "both"] = "inline"
 
 
 class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +103,7 @@ class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     forecasts: Annotated[
         list[str] | None, Meta(description="Names of forecasts; left out: every one there is.")
     ] = None
+    history: HistorySource = "inline"
 
 
 class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +117,7 @@ class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     profile: msgspec.Raw = NOTHING
     context: msgspec.Raw = NOTHING
     forecasts: list[str] | None = None
+    history: Literal["inline", "stored", "both"] = "inline"
 
     def envelope(self) -> Envelope:
         """The part that is scored."""
@@ -118,6 +129,7 @@ class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             events=self.events,
             profile=self.profile,
             context=self.context,
+            history=self.history,
         )
 
 
@@ -146,6 +158,19 @@ class EventCounts(msgspec.Struct, frozen=True):
 
     used: int
     ignored: int
+
+
+class HistoryAnswer(msgspec.Struct, frozen=True):
+    """The stored history a score was given on: its events known before as_of, and their age.
+
+    `age_seconds` is from when the newest of them was known to as_of; null where there is none.
+    `version` names the history as it was; null where nothing is stored of the customer.
+    """
+
+    source: str
+    events: int
+    age_seconds: float | None = None
+    version: int | None = None
 
 
 class DecisionAnswer(msgspec.Struct, frozen=True):
@@ -178,6 +203,7 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
     forecasts: dict[str, float]
     events: EventCounts
     flags: list[str]
+    history: HistoryAnswer | None = None
 
 
 class ForecastAnswer(msgspec.Struct, frozen=True):
@@ -198,6 +224,7 @@ class QueryAnswer(msgspec.Struct, frozen=True):
     forecasts: list[ForecastAnswer]
     events: EventCounts
     flags: list[str]
+    history: HistoryAnswer | None = None
 
 
 class PackageSummary(msgspec.Struct, frozen=True):
@@ -297,6 +324,7 @@ CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     409: "conflict",
     413: "too_large",
     415: "unsupported_media_type",

@@ -25,6 +25,7 @@ _MEANINGS = {
     403: "The API key may not do this.",
     404: "No such route, or nothing of this name.",
     405: "The route does not take this method.",
+    408: "The body did not arrive in time.",
     409: "It clashes with what is there or under way.",
     413: "The body is too large or holds too much.",
     415: "The route does not take this media type, or the body is compressed.",
@@ -74,7 +75,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
                     "required": False,
                     "description": "1 to 64 letters, digits, '.', '_' or '-', returned in the "
                     "answer; anything else is replaced.",
-                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                    "schema": {"type": "string"},
                 },
                 "IdempotencyKey": {
                     "name": "Idempotency-Key",
@@ -82,7 +83,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
                     "required": False,
                     "description": "Sent again with the same body, the stored answer comes back; "
                     "with another body it is refused.",
-                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+                    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
                 },
             },
             "securitySchemes": {

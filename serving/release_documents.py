@@ -24,8 +24,8 @@ import sqlalchemy as sa
 
 from foundation.errors import ArtifactError, RiskfmError
 from serving import registry_tables as tables
-from serving.delivery import Delivery
 from serving.durable import RECORD, digest_file, flush_tree
+from serving.intake import Delivery
 from serving.releases import Release, record
 
 DOCUMENTS = "documents"
@@ -82,6 +82,26 @@ def document_missing(delivery: Delivery, say: Callable[[str], None]) -> None:
                 say(f"document of {release.id}: {document_release(delivery, release)}")
             except RiskfmError as exc:
                 say(f"no document of {release.id}: {exc}")
+
+
+class DocumentKeeper:
+    """Makes missing documents whenever an approval has come in since the last look.
+
+    Approvals given over HTTP get their document this way: whoever answers requests has nothing to
+    write documents with.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._seen = -1
+
+    def __call__(self, delivery: Delivery) -> None:
+        """Look, and make them."""
+        with delivery.registry.database.reading() as connection:
+            last = connection.execute(sa.select(sa.func.max(tables.approvals.c.seq))).scalar() or 0
+        if last != self._seen:
+            document_missing(delivery, self._say)
+            self._seen = last
 
 
 def _approvals(delivery: Delivery, release: Release) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ Conventions, the same as at import:
 * known_at defaults to event_time plus the source's declared delay and is never before event_time;
 * codes of categories may be JSON numbers or booleans: 1 and 1.0 are "1", true is "true";
 * booleans may be words or digits as in files; text loses outer blanks, empty text is missing;
-* identifiers are replaced by a keyed hash of this process before anything else sees them.
+* identifiers are replaced by a keyed hash before anything else sees them: the tenant's where the
+  service keeps histories, so that equality survives between stored and given events.
 Unlike at import two equal events stay two: a request cannot carry what would tell them apart.
 """
 
@@ -34,7 +35,7 @@ from foundation.errors import listing, nearest
 from foundation.row_table import RowTable, Words
 from foundation.schema import Field, Schema, duration_seconds
 from foundation.validate import EARLIEST_US, FALSE_WORDS, TRUE_WORDS
-from serving.messages import TEXT_LIMIT, ApiError, Envelope, refusal
+from serving.messages import TEXT_LIMIT, ApiError, Envelope, HistoryAnswer, refusal
 from serving.times import Clock, iso
 
 _SALT = secrets.token_bytes(32)
@@ -61,6 +62,7 @@ class ScoringInput:
         as_of_us: the moment, UTC; as_of: the same as ISO 8601 with Z.
         used, ignored: events known before as_of, and the others.
         flags: what a reader of the score should know about the request.
+        history: of the stored events, where the request asked for them.
     """
 
     schema: Schema
@@ -73,6 +75,7 @@ class ScoringInput:
     used: int
     ignored: int
     flags: tuple[str, ...]
+    history: HistoryAnswer | None = None
 
     def population(self) -> Population:
         """The request as the rows of a package."""
@@ -93,7 +96,8 @@ class RequestReader:
 
     Args:
         max_events: more events in one request get 413.
-        future_seconds: an event further than this beyond now (or a later as_of) gets 422.
+        future_seconds: an as_of further than this beyond now, or an event further than this
+            beyond now (or a later as_of), gets 422.
     """
 
     def __init__(
@@ -114,17 +118,27 @@ class RequestReader:
         self._profile = _Row(schema.profile_fields, self._clock, known=True)
         self._context = _Row(schema.context, self._clock)
 
-    def read(self, request: Envelope, now_us: int) -> ScoringInput:
+    @property
+    def schema(self) -> Schema:
+        """What requests are read by."""
+        return self._schema
+
+    def read(self, request: Envelope, now_us: int, key: bytes = _SALT) -> ScoringInput:
         """The request as frames.
 
         Args:
             now_us: the present, int64 microseconds since the epoch, UTC.
+            key: hides identifiers, at most 64 bytes; that of this process where none is given.
         Raises:
             ApiError: 422 naming the field at fault, 413 for too many events.
         """
         as_of_us = now_us
         if request.as_of is not None:
             as_of_us = self._clock.moment(request.as_of, "as_of")
+            if as_of_us > now_us + self._future_us:
+                raise ApiError(422, "the moment lies in the future", "as_of")
+            if as_of_us < EARLIEST_US:
+                raise ApiError(422, "the moment lies before 1970", "as_of")
         limit_us = max(now_us, as_of_us) + self._future_us
         tables: dict[str, tuple[np.ndarray, np.ndarray, RowTable]] = {}
         used = total = 0
@@ -138,7 +152,7 @@ class RequestReader:
                     f"sources: {listing(self._sources)}",
                     f"events.{name[:80]}",
                 )
-            found = table.read(raw, f"events.{name}", limit_us)
+            found = table.read(raw, f"events.{name}", limit_us, key)
             known_us = found[1]
             if not len(known_us):
                 continue
@@ -155,8 +169,8 @@ class RequestReader:
             schema=self._schema,
             entity_id=request.entity_id,
             tables=tables,
-            profile=self._profile_row(request),
-            context=self._context_row(request),
+            profile=self._profile_row(request, key),
+            context=self._context_row(request, key),
             as_of_us=as_of_us,
             as_of=iso(as_of_us),
             used=used,
@@ -164,16 +178,16 @@ class RequestReader:
             flags=tuple(flags),
         )
 
-    def _profile_row(self, request: Envelope) -> tuple[int | None, RowTable] | None:
+    def _profile_row(self, request: Envelope, key: bytes) -> tuple[int | None, RowTable] | None:
         if self._schema.profile is None and bytes(request.profile) not in (b"null", b"{}"):
             raise ApiError(422, "this package reads no profile", "profile")
-        row, known_us = self._profile.read(request.profile, "profile")
+        row, known_us = self._profile.read(request.profile, "profile", key)
         if row is None or self._schema.profile is None:
             return None
         return known_us, row
 
-    def _context_row(self, request: Envelope) -> RowTable:
-        row, _ = self._context.read(request.context, "context")
+    def _context_row(self, request: Envelope, key: bytes) -> RowTable:
+        row, _ = self._context.read(request.context, "context", key)
         return RowTable({}, 1) if row is None else row
 
 
@@ -215,7 +229,7 @@ class _Table:
         self._block: msgspec.json.Decoder[Any] = msgspec.json.Decoder(block)
 
     def read(
-        self, raw: msgspec.Raw, path: str, limit_us: int
+        self, raw: msgspec.Raw, path: str, limit_us: int, key: bytes
     ) -> tuple[np.ndarray, np.ndarray, RowTable]:
         """Event and known times, [n] int64, and the fields."""
         text = bytes(raw)
@@ -246,7 +260,7 @@ class _Table:
             raise ApiError(422, "the event lies before 1970", at("event_time")(early))
         known_us = self._known(columns[0], event_us, at("known_at"))
         read = {
-            name: _column(spec.kind, values, self._clock, at(name))
+            name: _column(spec.kind, values, self._clock, at(name), key)
             for (name, spec), values in zip(self._fields.items(), columns[1:], strict=True)
             if values is not None
         }
@@ -302,7 +316,7 @@ class _Row:
         self._names = tuple(fields)
         self._decoder = msgspec.json.Decoder(row | None)
 
-    def read(self, raw: msgspec.Raw, path: str) -> tuple[RowTable | None, int | None]:
+    def read(self, raw: msgspec.Raw, path: str, key: bytes) -> tuple[RowTable | None, int | None]:
         """One row and its known_us; None for JSON null."""
         try:
             row = self._decoder.decode(raw)
@@ -318,18 +332,18 @@ class _Row:
             if known_text is not None:
                 known_us = int(self._clock.read([known_text], lambda _: f"{path}.known_at")[0])
         columns = {
-            name: _column(spec.kind, [value], self._clock, lambda _, n=name: f"{path}.{n}")
+            name: _column(spec.kind, [value], self._clock, lambda _, n=name: f"{path}.{n}", key)
             for (name, spec), value in zip(self._fields.items(), values, strict=True)
         }
         return RowTable(columns, 1), known_us
 
 
 def _column(
-    kind: str, values: Sequence[Any], clock: Clock, at: Callable[[int], str]
+    kind: str, values: Sequence[Any], clock: Clock, at: Callable[[int], str], key: bytes
 ) -> Words | np.ndarray:
     """A column as `RowTable` holds it."""
     if kind == "identifier":
-        return Words.read([_hidden(v) for v in values])
+        return Words.read([_hidden(v, key) for v in values])
     if kind in ("category", "text"):
         return _codes(values)
     if kind == "boolean":
@@ -382,9 +396,9 @@ def _truths(values: Sequence[Any], at: Callable[[int], str]) -> Words:
     return Words.read(out)
 
 
-def _hidden(value: int | str | None) -> str | None:
+def _hidden(value: int | str | None, key: bytes) -> str | None:
     """An identifier as a keyed hash: equality survives, the value does not."""
     text = "" if value is None else str(value).strip()
     if not text:
         return None
-    return hashlib.blake2b(text.encode(), digest_size=16, key=_SALT).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=16, key=key).hexdigest()

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
-import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.audit import DecisionLog, follow
+from serving.audit import DecisionLog, follow, node_name
 from serving.database import Database
 from serving.decisions.desk import Desk
 from serving.decisions.rescoring import rescorer
+from serving.deliveries import Deliveries
 from serving.metrics import Metrics
 from serving.models.deployments import Deployments
 from serving.models.poller import Poller
 from serving.models.shadow import ShadowScorer
 from serving.models.shadow_store import ShadowStore
+from serving.room import Room
 from serving.safety.hashing import EntityHasher
 from serving.safety.secrets import open_secrets
 from serving.safety.vault import Vault
@@ -44,6 +44,8 @@ class Runtime:
         deployments: which release answers for whom.
         decisions: lists, rules, cases, replay.
         shadow: releases that score along.
+        room: how much of requests is held at once.
+        deliveries: samples, jobs and releases of the workspace; None: the service has none.
     """
 
     settings: Settings
@@ -57,8 +59,10 @@ class Runtime:
     shadow: ShadowScorer
     metrics: Metrics
     tracing: Tracing
+    room: Room
     version: str = "0"
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
+    deliveries: Deliveries | None = None
 
     def close(self) -> None:
         """Close the parts, the last opened first: scoring before the log, the log before those
@@ -80,6 +84,7 @@ def open_runtime(
     """
     with ExitStack() as opened:
         version = distribution_version() if version is None else version
+        room = Room.of(settings)
         metrics = Metrics(settings.metrics_tenants)
         tracing = Tracing(settings.trace_endpoint, version)
         opened.callback(tracing.close)
@@ -121,13 +126,16 @@ def open_runtime(
         opened.callback(deployments.close)
         shadow = ShadowScorer(deployments.pool, ShadowStore(database).keep, metrics.shadow)
         opened.callback(shadow.close)
+        deliveries = None
         if settings.workspace:
+            deliveries = Deliveries(settings.workspace, database)
+            opened.callback(deliveries.close)
             poller = Poller(deployments, settings.workspace, settings.poll_seconds)
             poller.start()
             opened.callback(poller.close)
         return Runtime(
             settings, database, hasher, vault, front, audit, deployments, desk, shadow, metrics,
-            tracing, version, opened.pop_all(),
+            tracing, room, version, opened.pop_all(), deliveries,
         )  # fmt: skip
 
 
@@ -138,24 +146,6 @@ def _people(settings: Settings) -> Database | None:
     from serving.workspace import Workspace
 
     return Database(Workspace.open(Path(settings.workspace)).registry_url)
-
-
-def node_name(log_path: str | Path) -> str:
-    """Name of a decision log among those that one database counts.
-
-    Made at the first look and kept beside the log: machines and pods are renamed, the log stays.
-    """
-    path = Path(f"{log_path}.node")
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        fresh.write_text(f"node-{secrets.token_hex(8)}\n", encoding="ascii")
-        with suppress(FileExistsError):
-            os.link(fresh, path)  # the first of several workers wins
-        fresh.unlink()
-        return path.read_text(encoding="ascii").strip()
 
 
 def distribution_version() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -48,9 +47,6 @@ def serve(
     from serving.settings import load_settings
 
     settings = load_settings()
-    named = bool(packages or workspace or settings.workspace)
-    if not (named or {"RISKFM_PACKAGES", "RISKFM_CONFIG"} & os.environ.keys()):
-        raise UserError("name what to serve: --package DIR, or --workspace DIR for its champions")
     given: dict[str, object] = {
         "workspace": str(workspace) if workspace else None,
         "state": str(state) if state else None,
@@ -58,11 +54,11 @@ def serve(
     }
     if packages:
         given["packages"] = tuple(str(path) for path in packages)
-    elif workspace is not None:
-        given["packages"] = ()
     settings = msgspec.structs.replace(
         settings, **{name: value for name, value in given.items() if value is not None}
     )
+    if not (settings.packages or settings.workspace):
+        raise UserError("name what to serve: --package DIR, or --workspace DIR for its champions")
     code = run(settings, port=port, host=host)
     if code:
         raise SystemExit(code)

@@ -54,6 +54,8 @@ class Settings(strict.Strict):
         timeout_seconds: longest time a request may take before it gets 503.
         drain_seconds: how long a service told to stop still answers, not ready any more.
         grace_seconds: how long requests in work may take to end after that.
+        waiting_bytes: requests held in the memory of one worker, waiting or in work, over all
+            tenants; then 503, and 429 for a tenant that holds more than is free.
         session_bytes: models kept in the memory of one worker; least recently used leave first.
         poll_seconds: how often a worker looks for new releases.
         shadow_share: share of requests that a release in shadow scores as well, 0 to 1.
@@ -62,7 +64,7 @@ class Settings(strict.Strict):
         max_body_bytes: size of a request body.
         max_batch_rows: rows of one batch request.
         max_batch_bytes: size of the body of a batch request.
-        future_seconds: how far beyond now (or a later as_of) an event may lie.
+        future_seconds: how far beyond now as_of, and beyond the later of both an event, may lie.
         key_cache_seconds: how long a verified API key is remembered.
         log_format: json, one object a line, or text for people.
         log_level: least level that is logged.
@@ -72,7 +74,7 @@ class Settings(strict.Strict):
 
     environment: Literal["development", "production"] = "development"
     behind_tls: bool = False
-    packages: tuple[str, ...] = ("packages",)
+    packages: tuple[str, ...] = ()
     default_package: str = ""
     workspace: str = ""
     state: str = "riskfm-state"
@@ -93,6 +95,7 @@ class Settings(strict.Strict):
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     drain_seconds: Annotated[float, Meta(ge=0, le=600)] = 0.0
     grace_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    waiting_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 256 * 1024 * 1024
     session_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 2.0
     shadow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1

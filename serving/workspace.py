@@ -6,6 +6,7 @@ DIR/jobs.db           what the durable workflow has done so far (SQLite)
 DIR/samples/          sample files as they were handed in, by digest
 DIR/runs/JOB/STEP/    what every step of a job made
 DIR/packages/DIGEST/  installed packages
+DIR/tenants/TENANT/   sample sets that came in over HTTP
 DIR/champions.json    which package answers for which channel
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from foundation import strict
 from foundation.errors import UserError
 from serving.champions import PACKAGES
+from serving.releases import name
 from serving.settings import variable
 
 REGISTRY_URL = "RISKFM_REGISTRY_URL"
@@ -90,6 +92,14 @@ class Workspace:
     def packages(self) -> Path:
         """Installed packages by digest."""
         return self.root / PACKAGES
+
+    def tenant(self, tenant: str) -> Path:
+        """What belongs to one tenant alone: `sample_sets/` that came in over HTTP.
+
+        Raises:
+            UserError: a name no tenant can have.
+        """
+        return self.root / "tenants" / name("tenant", tenant)
 
     @contextmanager
     def working(self, tries: int = 10) -> Iterator[bool]:

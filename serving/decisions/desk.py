@@ -78,7 +78,7 @@ class Desk:
                 ("decisions-tidy", PURGE_SECONDS, self.tidy),
             ]
             if self.projection is not None:
-                work.append(("decisions-log", STEP_SECONDS, self.projection.run))
+                work.append(("decisions-log", STEP_SECONDS, self.projection.keep_up))
             self._loops = [Background(*one) for one in work]
 
     def tidy(self) -> None:

@@ -98,8 +98,7 @@ class Projection:
         with self.database.transaction() as connection:
             if self._offset(connection) != start:
                 return 0  # somebody else was faster; what it left follows
-            for record in records:
-                self._take(connection, {"tenant": TENANT} | record)
+            self._take(connection, [{"tenant": TENANT} | record for record in records])
             row = {"node": self._node, "offset": end}
             if start is None:
                 connection.execute(offsets.insert().values(**row))
@@ -115,23 +114,46 @@ class Projection:
             total += done
         return total
 
+    def keep_up(self) -> None:
+        """Take in what waits; a few lines that come meanwhile are left for the next time.
+
+        Running after every single line would cost a transaction for each decision.
+        """
+        while self.step() > PIECE // 2:
+            pass
+
     def _offset(self, connection: sa.Connection) -> int | None:
         found = connection.execute(
             sa.select(offsets.c.offset).where(offsets.c.node == self._node)
         ).scalar()
         return None if found is None else int(found)
 
-    def _take(self, connection: sa.Connection, record: dict[str, Any]) -> None:
+    def _take(self, connection: sa.Connection, records: list[dict[str, Any]]) -> None:
+        """Write decisions down, then what follows from each."""
+        due, rows, seen = [], [], set()
+        for record in records:
+            once = record["tenant"], record.get("once")
+            if not (once in seen or _repeated(connection, record)):
+                due.append(record)
+            if once[1]:
+                seen.add(once)
+            rows.append({
+                "tenant": record["tenant"], "node": self._node, "seq": int(record["seq"]),
+                **{name: str(record.get(name) or "") for name in _TEXTS},
+                "score": record.get("score"), "points": record.get("points"),
+                "rules": json.dumps(record.get("rules", [])),
+                "detail": json.dumps(record.get("decision") or {}),
+            })  # fmt: skip
+        if rows:
+            connection.execute(decisions.insert(), rows)
+        for record in due:
+            self._follow_up(connection, record)
+
+    def _follow_up(self, connection: sa.Connection, record: dict[str, Any]) -> None:
+        """Open the case of a decision and enqueue its actions, where it has any."""
         detail = record.get("decision") or {}
-        repeated = _repeated(connection, record)
-        connection.execute(decisions.insert().values(
-            tenant=record["tenant"], node=self._node, seq=int(record["seq"]),
-            **{name: str(record.get(name) or "") for name in _TEXTS},
-            score=record.get("score"), points=record.get("points"),
-            rules=json.dumps(record.get("rules", [])), detail=json.dumps(detail),
-        ))  # fmt: skip
         due = record.get("outcome") == "review" or "actions" in detail
-        if record.get("sandbox") or repeated or not due:
+        if record.get("sandbox") or not due:
             return
         decision = f"{self._node}.{record['seq']}"
         file = self._file(connection, record, detail)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from foundation.errors import ArtifactError, ConfigError, ParityError
 from serving.champions import CHAMPIONS, PACKAGES, Named, Standing, read_champions
 from serving.metrics import Metrics
-from serving.models.loaded import CHALLENGER, CHAMPION, SHADOW, Loaded, Model
+from serving.models.loaded import CHALLENGER, CHAMPION, SHADOW, Loaded, Memory, Model
 from serving.models.named import NamedPackages
 from serving.models.pool import ScoringPool
 from serving.models.shelves import Shelves, shared_shelf
@@ -63,6 +63,7 @@ class Deployments:
         load: opens and verifies one package directory; `finetune.package.Package.load` if None,
             with what packages have in common held once.
         metrics: counts releases that went live and that could not be loaded.
+        memory: (tenant, channel) -> what is stored of the channel's customers; None stores nothing.
     Attributes:
         pool: the scoring threads.
         refused: packages of a directory that could not be loaded -> why.
@@ -77,10 +78,12 @@ class Deployments:
         settings: Settings,
         load: Callable[..., Package] | None = None,
         metrics: Metrics | None = None,
+        memory: Callable[[str, str], Memory] | None = None,
     ) -> None:
         self._shelf = Shelves(load) if load is not None else shared_shelf(settings.session_bytes)
         self._settings = settings
         self._metrics = metrics or Metrics()
+        self._memory: Callable[[str, str], Memory | None] = memory or (lambda *key: None)
         self._workspace = Path(settings.workspace) if settings.workspace else None
         self._models: weakref.WeakValueDictionary[str, Model] = weakref.WeakValueDictionary()
         self._readers: weakref.WeakValueDictionary[str, RequestReader] = (
@@ -149,7 +152,7 @@ class Deployments:
             try:
                 model = self._models.get(digest) or Model(path, self._shelf, self._reader)
                 if model.digest == digest:
-                    return Loaded(model, self.pool, tenant, channel)
+                    return self._loaded(model, (tenant, channel))
             except Exception as exc:
                 log.warning("package_gone %s: %s", digest[:16], type(exc).__name__)
         found = own.channels.get(channel)
@@ -313,9 +316,16 @@ class Deployments:
         return loaded
 
     def _loaded(
-        self, model: Model, key: Key, release: str, stage: str, since: str, until: float = 0.0
+        self,
+        model: Model,
+        key: Key,
+        release: str = "",
+        stage: str = CHAMPION,
+        since: str = "",
+        until: float = 0.0,
     ) -> Loaded:
-        return Loaded(model, self.pool, *key, release, stage, since, until)
+        memory = self._memory(*key)
+        return Loaded(model, self.pool, *key, release, stage, since, until, memory=memory)
 
     def _until(self, since: str | None) -> float:
         """Until when (seconds since the epoch) a backbone counts as new."""
@@ -375,13 +385,13 @@ class Deployments:
 
     def _load_named(self) -> None:
         paths = self._settings.packages
-        if self._workspace is not None and paths == Settings().packages:
+        if self._workspace is not None and not paths:
             return
         found = NamedPackages(paths, self._settings.default_package, self._model)
         self.refused, self._default = found.refused, found.default
         for name, model in found.models.items():
             channel = str(model.manifest.get("channel", ""))
-            self._named[name] = Loaded(model, self.pool, DEFAULT_TENANT, channel)
+            self._named[name] = self._loaded(model, (DEFAULT_TENANT, channel))
 
     # the table
 

@@ -23,6 +23,7 @@ from serving.models.pool import ScoringPool, too_many
 from serving.requests import RequestReader, ScoringInput
 
 if TYPE_CHECKING:
+    from finetune.features import Follow
     from finetune.package import Package, ScoreRow
 
 CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
@@ -53,6 +54,20 @@ class Shelf(Protocol):
 
     def drop(self, path: Path) -> None:
         """Forget a package."""
+        ...
+
+
+class Memory(Protocol):
+    """What is stored of a channel's customers; `serving.online.histories.Memory` is one."""
+
+    def read(
+        self, reader: RequestReader, request: Envelope, now_us: int, version: int | None = None
+    ) -> ScoringInput:
+        """A request with the stored events it asks for."""
+        ...
+
+    def follow(self, request: Envelope, package: Package) -> Follow | None:
+        """What the package runs in place of its whole graph; None for the graph."""
         ...
 
 
@@ -106,31 +121,41 @@ class Model:
         """Whether the package is in memory."""
         return self._seen() is not None
 
-    def score(self, request: Envelope) -> Scored:
+    def score(
+        self, request: Envelope, memory: Memory | None = None, version: int | None = None
+    ) -> Scored:
         """Score one request in the calling thread.
 
+        Args:
+            memory: what is stored of the customers; None where nothing is.
+            version: of the stored history to score by; None for the latest.
         Raises:
-            ApiError: the request is at fault (422, 413), or the package is lost (503).
+            ApiError: the request is at fault (422, 413), its stored history is too old or missing
+                (409), or the package is lost (503).
             InternalError: the package gave something that is no score.
         """
-        given = self.reader.read(request, time.time_ns() // 1000)
+        given = self._given(request, time.time_ns() // 1000, memory, version)
         package = self.package
         begin = time.perf_counter()
-        rows = package.score_population(given.population(), request.reasons)
+        follow = None if memory is None else memory.follow(request, package)
+        more: dict[str, Any] = {} if follow is None else {"follow": follow}
+        rows = package.score_population(given.population(), request.reasons, **more)
         seconds = time.perf_counter() - begin
         if len(rows) != 1:
             raise InternalError(f"package '{self.id}' gave {len(rows)} scores for one row")
         check_row(rows[0], self.id)
         return Scored(rows[0], given, seconds)
 
-    def score_many(self, requests: Sequence[Envelope]) -> list[Scored | Exception]:
+    def score_many(
+        self, requests: Sequence[Envelope], memory: Memory | None = None
+    ) -> list[Scored | Exception]:
         """Score requests that all ask for reasons or all do not, together in the calling thread.
 
         Returns:
             per request its score, or what was wrong with it alone.
         """
         moment = time.time_ns() // 1000
-        given = [self._read(request, moment) for request in requests]
+        given = [self._read(request, moment, memory) for request in requests]
         read = [each for each in given if isinstance(each, ScoringInput)]
         package = self.package
         begin = time.perf_counter()
@@ -139,9 +164,20 @@ class Model:
         scored = iter([self._checked(*pair, seconds) for pair in zip(rows, read, strict=True)])
         return [each if isinstance(each, Exception) else next(scored) for each in given]
 
-    def _read(self, request: Envelope, moment: int) -> ScoringInput | Exception:
+    def _given(
+        self, request: Envelope, now_us: int, memory: Memory | None, version: int | None = None
+    ) -> ScoringInput:
+        if memory is not None:
+            return memory.read(self.reader, request, now_us, version)
+        if request.history != "inline":
+            raise ApiError(422, "nothing is stored here; send the history inline", "history")
+        return self.reader.read(request, now_us)
+
+    def _read(
+        self, request: Envelope, moment: int, memory: Memory | None
+    ) -> ScoringInput | Exception:
         try:
-            return self.reader.read(request, moment)
+            return self._given(request, moment, memory)
         except RequestError as exc:
             return exc
 
@@ -172,6 +208,7 @@ class Loaded:
         since: moment it became what it is, ISO 8601 UTC; empty where nobody decided it.
         announced_until: until then (seconds since the epoch) its backbone counts as new.
         shadows: releases that score along when this one has answered, each with its share.
+        memory: what is stored of the channel's customers, or None.
         waiting: requests that wait for it or are being scored.
     """
 
@@ -186,6 +223,7 @@ class Loaded:
         since: str = "",
         announced_until: float = 0.0,
         shadows: tuple[tuple[Loaded, float], ...] = (),
+        memory: Memory | None = None,
     ) -> None:
         self.model = model
         self.manifest = model.manifest
@@ -197,6 +235,7 @@ class Loaded:
         self.since = since
         self.announced_until = announced_until
         self.shadows = shadows
+        self.memory = memory
         self.waiting = 0
 
     @property
@@ -223,14 +262,14 @@ class Loaded:
         """Score one request in a scoring thread.
 
         Raises:
-            ApiError: the request is at fault (422, 413), the tenant's queue is full (429) or the
-                answer did not come in time (503).
+            ApiError: the request is at fault (422, 413, 409), the tenant's queue is full (429) or
+                the answer did not come in time (503).
             InternalError: the package gave something that is no score.
         """
         self.waiting += 1
         try:
             await self._fetch()
-            return await self.pool.run(self.tenant, self.model.score, request)
+            return await self.pool.run(self.tenant, self.model.score, request, self.memory)
         finally:
             self.waiting -= 1
 
@@ -243,7 +282,7 @@ class Loaded:
         self.waiting += 1
         try:
             await self._fetch()
-            return await self.pool.run(self.tenant, self.model.score_many, requests)
+            return await self.pool.run(self.tenant, self.model.score_many, requests, self.memory)
         finally:
             self.waiting -= 1
 
@@ -257,11 +296,15 @@ class Loaded:
 
     def score_now(self, request: Envelope) -> Scored:
         """Score one request in the calling thread; raises what `score` raises but 429 and 503."""
-        return self.model.score(request)
+        return self.model.score(request, self.memory)
 
-    def again(self, envelope: Envelope) -> tuple[ScoreRow, list[str]]:
-        """Score for a replay, in the calling thread: the row, and the flags of row and request."""
-        scored = self.model.score(envelope)
+    def again(self, envelope: Envelope, version: int | None = None) -> tuple[ScoreRow, list[str]]:
+        """Score for a replay, in the calling thread: the row, and the flags of row and request.
+
+        Args:
+            version: of the stored history then; None for the latest.
+        """
+        scored = self.model.score(envelope, self.memory, version)
         return scored.row, list(dict.fromkeys((*scored.row.flags, *scored.request.flags)))
 
 

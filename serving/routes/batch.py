@@ -3,15 +3,18 @@
 A row is what `POST /v1/score` takes, whatever the format: in Arrow and Parquet the members are
 columns, `events` a struct of lists of structs, `profile` and `context` structs. A row that is at
 fault fails alone and costs nothing. The answer comes in the format of the request, one row for
-each, in order.
+each, in order. A batch that cannot begin (quota, full queue) is refused as a whole; once rows are
+decided, those whose turn does not come carry that refusal alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -69,8 +72,10 @@ async def batch(call: Call) -> Response:
     body = await call.body(settings.max_batch_bytes, MEDIA)
     bodies = await asyncio.to_thread(_bodies, call.media_type, body, settings.max_batch_rows)
     results: list[RowResult | None] = [None] * len(bodies)
-    for group in await asyncio.to_thread(_grouped, call, bodies, results):
-        await _score(call, group, results)
+    groups = await asyncio.to_thread(_grouped, call, bodies, results)
+    with _spent(call, groups, results):
+        for group in groups:
+            await _score(call, group, results)
     if call.runtime.settings.audit_durable:
         await call.logged()
     every = [result for result in results if result is not None]
@@ -79,11 +84,15 @@ async def batch(call: Call) -> Response:
     return await asyncio.to_thread(_response, call.media_type, found)
 
 
-def _grouped(call: Call, bodies: list[bytes], results: list[RowResult | None]) -> list[list[_Read]]:
+def _grouped(
+    call: Call, bodies: Sequence[bytes | ApiError], results: list[RowResult | None]
+) -> list[list[_Read]]:
     """Rows by the release that answers them; what needs none gets its result at once."""
     groups: dict[tuple[int, bool], list[_Read]] = {}
     for row, body in enumerate(bodies):
         try:
+            if isinstance(body, ApiError):
+                raise body
             envelope = read_envelope(body)
             fixed = sandbox(call, envelope, f"{call.request_id}.{row}")
             if fixed is not None:
@@ -98,35 +107,61 @@ def _grouped(call: Call, bodies: list[bytes], results: list[RowResult | None]) -
     return list(groups.values())
 
 
+@contextmanager
+def _spent(
+    call: Call, groups: list[list[_Read]], results: list[RowResult | None]
+) -> Iterator[None]:
+    """Count every row against the tenant's quotas before the first is scored; those that got no
+    score are taken back.
+
+    Raises:
+        ApiError: 429 where a quota does not reach for the whole batch.
+    """
+    quotas, taken = call.runtime.front.quotas, []
+    try:
+        for group in groups:
+            call.headers |= quotas.spend(call.tenant, group[0].loaded.channel, len(group))
+            taken.append(group)
+        yield
+    finally:
+        for group in taken:
+            given = sum(_answered(results[read.row]) for read in group)
+            quotas.refund(call.tenant, group[0].loaded.channel, len(group) - given)
+
+
+def _answered(result: RowResult | None) -> bool:
+    return result is not None and result.answer is not None
+
+
 async def _score(call: Call, group: list[_Read], results: list[RowResult | None]) -> None:
-    """Score the rows of one release and note what came of each."""
+    """Score the rows of one release and note what came of each.
+
+    Raises:
+        ApiError: 429 or 503 where no row of the batch is decided yet.
+    """
     runtime, loaded = call.runtime, group[0].loaded
     call.package = loaded.id
-    quotas = runtime.front.quotas
-    call.headers |= quotas.spend(call.tenant, loaded.channel, len(group))
-    given = 0
-    try:
-        for begin in range(0, len(group), TOGETHER):
-            part = group[begin : begin + TOGETHER]
-            envelopes = [read.envelope for read in part]
-            scored = await loaded.score_many(envelopes)
-            for read, found in zip(part, scored, strict=True):
-                if isinstance(found, Exception):
-                    results[read.row] = _refused(call, read.row, found)
-                    continue
-                request_id = f"{call.request_id}.{read.row}"
-                done = answered(
-                    call, loaded, read.envelope, read.entity, found, request_id,
-                    call.once(read.row),
-                )  # fmt: skip
-                if runtime.decisions.inputs is not None:
-                    runtime.decisions.inputs.keep(call.tenant, request_id, read.entity, read.body)
-                if done.written is not None:
-                    call.written.append(done.written)
-                results[read.row] = RowResult(read.row, done.answer)
-                given += 1
-    finally:
-        quotas.refund(call.tenant, loaded.channel, len(group) - given)
+    for begin in range(0, len(group), TOGETHER):
+        part = group[begin : begin + TOGETHER]
+        try:
+            scored = await loaded.score_many([read.envelope for read in part])
+        except ApiError as exc:
+            if not call.written:
+                raise
+            scored = [exc] * len(part)
+        for read, found in zip(part, scored, strict=True):
+            if isinstance(found, Exception):
+                results[read.row] = _refused(call, read.row, found)
+                continue
+            request_id = f"{call.request_id}.{read.row}"
+            done = answered(
+                call, loaded, read.envelope, read.entity, found, request_id, call.once(read.row)
+            )
+            if runtime.decisions.inputs is not None:
+                runtime.decisions.inputs.keep(call.tenant, request_id, read.entity, read.body)
+            if done.written is not None:
+                call.written.append(done.written)
+            results[read.row] = RowResult(read.row, done.answer)
 
 
 def _refused(call: Call, row: int, exc: Exception) -> RowResult:
@@ -141,8 +176,8 @@ def _refused(call: Call, row: int, exc: Exception) -> RowResult:
     return RowResult(row, None, body)
 
 
-def _bodies(media: str, body: bytes, limit: int) -> list[bytes]:
-    """Rows as JSON objects.
+def _bodies(media: str, body: bytes, limit: int) -> Sequence[bytes | ApiError]:
+    """Rows as JSON objects, or what is wrong with one before it can be read as JSON.
 
     Raises:
         ApiError: 400 for what is not of the format, 413 for too many rows, 422 for none or for
@@ -153,7 +188,7 @@ def _bodies(media: str, body: bytes, limit: int) -> list[bytes]:
             rows: Sequence[Any] = _ROWS.decode(body).requests
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise refusal(exc, "", ("requests",)) from None
-        found = [bytes(row) for row in rows]
+        found: Sequence[bytes | ApiError] = [bytes(row) for row in rows]
     elif media == NDJSON:
         found = [line for line in body.splitlines() if line.strip()]
     else:
@@ -165,7 +200,7 @@ def _bodies(media: str, body: bytes, limit: int) -> list[bytes]:
     return found
 
 
-def _tabular(media: str, body: bytes, limit: int) -> list[bytes]:
+def _tabular(media: str, body: bytes, limit: int) -> list[bytes | ApiError]:
     """Rows of a table as JSON; nulls of the row's own members are left out."""
     read: Callable[[io.BytesIO], pl.LazyFrame] = _arrow if media == ARROW else _parquet
     try:
@@ -174,14 +209,17 @@ def _tabular(media: str, body: bytes, limit: int) -> list[bytes]:
         if count > limit:
             raise ApiError(413, f"more than {limit} rows in one batch", "requests")
         frame = lazy.collect()
+        faults = _not_finite(frame)
         text = io.BytesIO()
         frame.select(_plain(frame)).write_ndjson(text)
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException):
         raise ApiError(400, f"the body is no readable {media.rpartition('.')[2]}") from None
-    rows = []
+    rows: list[bytes | ApiError] = []
     for line in text.getvalue().splitlines():
         members = _MEMBERS.decode(line)
         rows.append(_ENCODER.encode({k: v for k, v in members.items() if bytes(v) != b"null"}))
+    for row, path in faults.items():
+        rows[row] = ApiError(422, "the number is not finite; a missing one is null", path)
     return rows
 
 
@@ -193,6 +231,44 @@ def _parquet(body: io.BytesIO) -> pl.LazyFrame:
     return pl.scan_parquet(body)
 
 
+def _not_finite(frame: pl.DataFrame) -> dict[int, str]:
+    """Rows that hold a NaN or an infinity, which JSON would turn into null, and one place of it."""
+    found: dict[int, str] = {}
+    for name, dtype in frame.schema.items():
+        for path, test in _numbers(name, dtype):
+            good = frame.select(test(pl.col(name)).fill_null(True)).to_series()
+            found |= dict.fromkeys((~good).arg_true().to_list(), path)
+    return found
+
+
+def _numbers(path: str, dtype: Any) -> Iterator[tuple[str, Callable[[pl.Expr], pl.Expr]]]:
+    """Places of a column that hold fractions, each with the test whether all are finite."""
+    if isinstance(dtype, pl.Struct):
+        for field in dtype.fields:
+            for inside, test in _numbers(f"{path}.{field.name}", field.dtype):
+                yield inside, partial(_in_field, test, field.name)
+    elif isinstance(dtype, pl.List):
+        for inside, test in _numbers(path, dtype.inner):
+            yield inside, partial(_in_list, test)
+    elif isinstance(dtype, pl.Array):
+        for inside, test in _numbers(path, dtype.inner):
+            yield inside, partial(_in_array, dtype, test)
+    elif dtype.is_float():
+        yield path, pl.Expr.is_finite
+
+
+def _in_field(test: Callable[[pl.Expr], pl.Expr], name: str, column: pl.Expr) -> pl.Expr:
+    return test(column.struct.field(name))
+
+
+def _in_list(test: Callable[[pl.Expr], pl.Expr], column: pl.Expr) -> pl.Expr:
+    return column.list.eval(test(pl.element())).list.all()
+
+
+def _in_array(dtype: pl.Array, test: Callable[[pl.Expr], pl.Expr], column: pl.Expr) -> pl.Expr:
+    return _in_list(test, column.cast(pl.List(dtype.inner)))
+
+
 def _plain(frame: pl.DataFrame) -> list[pl.Expr]:
     """Columns as JSON has them: moments as ISO 8601 texts, whatever they are nested in."""
     return [pl.col(name).cast(_as_json(dtype)) for name, dtype in frame.schema.items()]
@@ -201,11 +277,11 @@ def _plain(frame: pl.DataFrame) -> list[pl.Expr]:
 def _as_json(dtype: Any) -> Any:
     if isinstance(dtype, pl.Struct):
         return pl.Struct({field.name: _as_json(field.dtype) for field in dtype.fields})
-    if isinstance(dtype, pl.List):
+    if isinstance(dtype, pl.List | pl.Array):
         return pl.List(_as_json(dtype.inner))
-    if dtype.is_temporal() or isinstance(dtype, pl.Categorical | pl.Enum):
+    if dtype.is_temporal() or dtype == pl.Binary or isinstance(dtype, pl.Categorical | pl.Enum):
         return pl.String()
-    return dtype
+    return pl.Float64() if dtype.is_decimal() else dtype
 
 
 def _response(media: str, found: BatchAnswer) -> Response:
@@ -262,6 +338,7 @@ OPERATIONS = (
         media=MEDIA,
         errors=(404,),
         repeatable=True,
+        rehearsed=True,
         largest="max_batch_bytes",
     ),
 )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.messages import ApiError, refusal
+from serving.room import PER_REQUEST
 from serving.runtime import Runtime
 from serving.tenancy.idempotency import Begun
 from serving.tenancy.principal import Principal
 
+T = TypeVar("T")
 JSON = "application/json"
 _ENCODER = msgspec.json.Encoder()
 
@@ -32,6 +35,7 @@ class Call:
         begun: what an idempotency key stands for, where the request has one.
         written: lines of the decision log on their way to the disk.
         headers: further headers of the answer.
+        held: bytes of the worker's room; the gateway gives them back.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -41,6 +45,7 @@ class Call:
         self.begun: Begun | None = None
         self.written: list[Future[None]] = []
         self.headers: dict[str, str] = {}
+        self.held = 0
         self._body: bytes | None = None
         self.request: Request
         self.runtime: Runtime
@@ -118,7 +123,9 @@ class Call:
 
         Raises:
             ApiError: 415 for another media type or a compressed body, 413 for too much, 400 for
-                nothing.
+                nothing, 408 where it does not come in time, 429 or 503 where as much is held as
+                the worker takes in.
+            ClientDisconnect: the client went away.
         """
         if self._body is not None:
             return self._body
@@ -132,16 +139,48 @@ class Call:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > limit:
             raise ApiError(413, message)
-        parts, size = [], 0
-        async for part in self.request.stream():
-            size += len(part)
-            if size > limit:
-                raise ApiError(413, message)
-            parts.append(part)
-        if not size:
-            raise ApiError(400, "the body is empty")
+        parts: list[bytes] = []
+        self._hold(PER_REQUEST)
+        try:
+            async with asyncio.timeout(self.runtime.settings.timeout_seconds):
+                async for part in self.request.stream():
+                    if self.held - PER_REQUEST + len(part) > limit:
+                        raise ApiError(413, message)
+                    self._hold(len(part))
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(408, "the body did not arrive in time") from None
         self._body = b"".join(parts)
+        if not self._body:
+            raise ApiError(400, "the body is empty")
         return self._body
+
+    def _hold(self, size: int) -> None:
+        """Count bytes of this request in the worker's room."""
+        try:
+            self.runtime.room.take(self.tenant, size)
+        except ApiError:
+            self.runtime.metrics.shed("memory")
+            raise
+        self.held += size
+
+    async def while_there(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work that is given up when the client goes away.
+
+        Raises:
+            ClientDisconnect: it went away first; the work was cancelled.
+        """
+        doing = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.request.receive())
+        try:
+            await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise ClientDisconnect()
+            return doing.result()
+        finally:
+            for each in (doing, gone):
+                if not each.done():
+                    each.cancel()
 
     def once(self, row: int = 0) -> str | None:
         """What a line of the decision log says of its idempotency key; None without one."""

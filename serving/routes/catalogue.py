@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from serving.routes import batch, decisions, health, models, scoring, tenancy
+from serving.routes import (
+    approvals,
+    batch,
+    decisions,
+    delivery,
+    health,
+    models,
+    reports,
+    samples,
+    scoring,
+    tenancy,
+)
 from serving.routes.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -10,6 +21,10 @@ OPERATIONS: tuple[Operation, ...] = (
     *batch.OPERATIONS,
     *models.OPERATIONS,
     *decisions.OPERATIONS,
+    *samples.OPERATIONS,
+    *delivery.OPERATIONS,
+    *reports.OPERATIONS,
+    *approvals.OPERATIONS,
     *tenancy.OPERATIONS,
     *health.OPERATIONS,
 )

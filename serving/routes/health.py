@@ -17,10 +17,13 @@ async def live(call: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    """Packages are loaded and verified."""
+    """Packages are loaded and verified, and decisions can be written down."""
     deployments = call.runtime.deployments
     if not deployments.ready:
         raise ApiError(503, "nothing is loaded that could answer", headers={"Retry-After": "1"})
+    if call.runtime.audit.failure:
+        message = "decisions cannot be written down at the moment"
+        raise ApiError(503, message, headers={"Retry-After": "5"})
     return answer(Health("ready", deployments.live))
 
 

@@ -44,6 +44,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         errors: statuses it may answer beside those that every operation of its kind may.
         examples: of the request and of the answer, under their message types' names.
         repeatable: takes an Idempotency-Key.
+        rehearsed: answers a sandbox key with what is fixed and touches nothing; other operations
+            that change something refuse it.
         largest: setting that bounds the body, `max_body_bytes` where nothing else is said.
     """
 
@@ -61,6 +63,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[int, ...] = ()
     examples: dict[str, Any] = {}
     repeatable: bool = False
+    rehearsed: bool = False
     largest: str = "max_body_bytes"
 
     @property
@@ -79,7 +82,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if self.path_names:
             found |= {404}
         if self.request is not None:
-            found |= {400, 413, 415, 422}
+            found |= {400, 408, 413, 415, 422}
         if self.repeatable:
             found |= {409}
         return tuple(sorted(found))

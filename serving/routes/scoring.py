@@ -28,8 +28,10 @@ from serving.messages import (
     ScoreAnswer,
     ScoreRequest,
 )
+from serving.models.loaded import Loaded, Scored
 from serving.routes.call import Call, answer, decode
 from serving.routes.operation import Operation
+from serving.tenancy.metering import SANDBOX
 
 REQUEST_EXAMPLE: dict[str, Any] = {
     "entity_id": "c1",
@@ -93,7 +95,7 @@ async def score(call: Call) -> Response:
             runtime.metrics.waiting(loaded.id, loaded.waiting + 1)
             try:
                 with runtime.tracing.span("model", package=loaded.id, channel=loaded.channel):
-                    scored = await loaded.score(envelope)
+                    scored = await scored_by(call, loaded, envelope)
             finally:
                 runtime.metrics.waiting(loaded.id, loaded.waiting)
             with runtime.tracing.span("decision", release=loaded.release):
@@ -112,15 +114,21 @@ async def score(call: Call) -> Response:
 async def query(call: Call) -> Response:
     """Forecasts of one customer, without a decision; billed as a score is."""
     asked: QueryEnvelope = decode(_QUERY, await call.body(), _QUERY_MEMBERS)
-    envelope = stripped(asked.envelope())
+    runtime, envelope = call.runtime, stripped(asked.envelope())
+    fixed = sandbox(call, envelope, call.request_id)
+    if fixed is not None:
+        return answer(_rehearsed(fixed.answer, asked.forecasts))
     loaded, _ = target(call, envelope)
     call.package = loaded.id
     with spent(call, loaded):
-        scored = await loaded.score(envelope)
+        scored = await scored_by(call, loaded, envelope)
         titles = loaded.manifest.get("forecast_titles", {})
         names = chosen(asked.forecasts, scored.row.forecasts)
-        line = call.runtime.audit.append(queried(call, loaded, scored), envelope.entity_id)
+        waits = runtime.settings.audit_durable or call.begun is not None
+        line = runtime.audit.append(queried(call, loaded, scored), envelope.entity_id, waits)
         call.written.append(line)
+        if runtime.settings.audit_durable:
+            await call.logged()
     return answer(
         QueryAnswer(
             request_id=call.request_id,
@@ -135,6 +143,31 @@ async def query(call: Call) -> Response:
             flags=flags_of(loaded, scored),
         )
     )
+
+
+def _rehearsed(fixed: ScoreAnswer, wanted: list[str] | None) -> QueryAnswer:
+    """Forecasts of a test entity."""
+    names = chosen(wanted, {SANDBOX: fixed.score})
+    return QueryAnswer(
+        request_id=fixed.request_id,
+        package=fixed.package,
+        entity_id=fixed.entity_id,
+        as_of=fixed.as_of,
+        forecasts=[ForecastAnswer(name, name, fixed.score) for name in names],
+        events=fixed.events,
+        flags=fixed.flags,
+    )
+
+
+async def scored_by(call: Call, loaded: Loaded, envelope: Envelope) -> Scored:
+    """A score; where it has to wait, it is given up when its client goes away.
+
+    Raises:
+        as `Loaded.score`, and ClientDisconnect.
+    """
+    if loaded.pool.idle:
+        return await loaded.score(envelope)
+    return await call.while_there(loaded.score(envelope))
 
 
 def chosen(wanted: list[str] | None, there: dict[str, float]) -> list[str]:
@@ -187,6 +220,7 @@ OPERATIONS = (
         errors=(404,),
         examples={"ScoreRequest": REQUEST_EXAMPLE, "ScoreAnswer": ANSWER_EXAMPLE},
         repeatable=True,
+        rehearsed=True,
     ),
     Operation(
         method="POST",
@@ -199,5 +233,6 @@ OPERATIONS = (
         request=QueryRequest,
         errors=(404,),
         repeatable=True,
+        rehearsed=True,
     ),
 )

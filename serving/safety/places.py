@@ -96,6 +96,8 @@ def _workspace(
     }  # fmt: skip
     chosen = [name for name in sets if name] if sets else names
     out["sample sets"] = SampleSetEraser(root, chosen)
+    own = delivery.workspace.tenant(tenant)
+    out["sample sets handed in over HTTP"] = SampleSetEraser(own, set_names(own))
     for name, paths in places.items():
         out[name] = FilesEraser([path for path in paths if path.exists()])
     return {Path(config["store"]) for t, _, config in channels if t == tenant}
@@ -108,6 +110,7 @@ def hosted_erasers(database: Database, vault: Vault) -> dict[str, Eraser]:
     from serving.decisions.inputs import Inputs
     from serving.decisions.tables import cases, decisions, inputs
     from serving.models.shadow_store import ShadowStore, shadow_scores
+    from serving.online.erasing import eraser
 
     kept, shadow, book = Inputs(database, vault), ShadowStore(database), CaseBook(database)
     erase: dict[str, tuple[sa.Table, Erase]] = {
@@ -116,4 +119,7 @@ def hosted_erasers(database: Database, vault: Vault) -> dict[str, Eraser]:
         "review cases": (cases, book.erase),
         "shadow scores": (shadow_scores, lambda t, h, _: shadow.erase(t, h)),
     }
-    return {name: TableEraser(database, table, how) for name, (table, how) in erase.items()}
+    out: dict[str, Eraser] = {
+        name: TableEraser(database, table, how) for name, (table, how) in erase.items()
+    }
+    return out | {"stored events": eraser(database)}

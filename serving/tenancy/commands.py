@@ -313,7 +313,7 @@ def person_list(tenant: str | None, workspace: Path) -> None:
 @click.option("--csv", "csv_file", type=FILE, help="Write every day as CSV.")
 @click.option("--prices", type=FILE, help="YAML: currency, score, row, sample, label.")
 @click.option("--log", type=FILE, help="Count this decision log first; a service does so itself.")
-@click.option("--node", default="node", show_default=True, help="Whose log it is.")
+@click.option("--node", help="Whose log it is; as the file beside it says if left out.")
 @_by
 @_workspace
 @_database
@@ -323,12 +323,13 @@ def usage(
     csv_file: Path | None,
     prices: Path | None,
     log: Path | None,
-    node: str,
+    node: str | None,
     by: str,
     workspace: Path,
     url: str | None,
 ) -> None:
     """What a tenant used in a month, by channel and kind; failures are never counted."""
+    from serving.audit import node_name
     from serving.tenancy.invoice import csv_text, load_prices, month_days, month_lines, table
     from serving.tenancy.metering import Meter, count_jobs, read_usage
 
@@ -337,7 +338,7 @@ def usage(
     charged = load_prices(prices) if prices else None
     database = _open(url)
     if log is not None:
-        Meter(database, log, node).advance()
+        Meter(database, log, node or node_name(log)).advance()
     if _is_workspace(workspace):
         from serving.delivery import Delivery
 

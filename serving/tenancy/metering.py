@@ -43,6 +43,7 @@ SCORE, ROW, SAMPLE, LABEL = "score", "row", "sample", "label"
 KINDS = (SCORE, ROW, SAMPLE, LABEL)
 SINGLE = ("/v1/score", "/v1/query")
 SANDBOX = "sandbox"
+FEW = 500
 Follow = Callable[[str | Path, int], tuple[list[dict[str, Any]], int]]
 
 
@@ -75,7 +76,8 @@ class Meter:
         """Count what was decided since the last time; how many lines that was.
 
         Args:
-            wait: for another process of this node that counts just now, or leave it to that one.
+            wait: for another process of this node that counts just now, or leave it to that one,
+                and leave the few lines that come meanwhile to the next call.
         """
         lock = self.log.with_name(self.log.name + ".metering")
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +86,9 @@ class Meter:
                 fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 return 0
-            return self._advance()
+            return self._advance(chase=wait)
 
-    def _advance(self) -> int:
+    def _advance(self, chase: bool) -> int:
         total = 0
         while True:
             with self.database.reading() as connection:
@@ -96,6 +98,8 @@ class Meter:
             if end == begin:
                 return total
             total += self._count(records, begin, end)
+            if not chase and len(records) < FEW:
+                return total  # a transaction for every single line would cost more than its score
 
     def _count(self, records: list[dict[str, Any]], begin: int, end: int) -> int:
         """Write a stretch of the log down; how many lines of it were new."""

@@ -17,6 +17,7 @@ from finetune.finetuned import LORA_MODULES, FittedTuned, TunedBackbone, _adapte
 from finetune.fusion import WeightedRecipes
 from finetune.heads import LinearHead, NumberTerm
 from finetune.history_graph import export_history
+from finetune.incremental_graph import export_incremental
 from finetune.package import Package
 from finetune.reasons import reference_row
 from finetune.recipes import FittedLinear
@@ -57,6 +58,7 @@ def lender(folder: Path) -> Lender:
     backbone = RiskBackbone(RiskBackboneConfig(**SIZES)).bind(tokenizer).eval()
     backbone.requires_grad_(False)
     export_history(backbone, tokenizer, folder / "history.onnx")
+    export_incremental(backbone, tokenizer, folder / "incremental.onnx")
     builder = FeatureBuilder(
         schema,
         tokenizer,
@@ -124,6 +126,7 @@ def write(lender: Lender, path: Path, seed: int, kinds: tuple[str, ...] = ()) ->
         reference=reference_row(table),
         max_events=64,
         history=lender.history,
+        incremental=lender.history.with_name("incremental.onnx"),
         network_targets=("late_31d",),
     )
     expected = calibration.apply(model.logit(table) + 0.25)

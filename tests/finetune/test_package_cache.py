@@ -37,7 +37,7 @@ def test_a_package_is_loaded_once_and_scores_as_itself(world: tuple[Lender, list
         wanted = scores(Package.load(path, verify=False), people.population)
         np.testing.assert_array_equal(scores(cache.get(path), people.population), wanted)
     use = cache.use()
-    assert (use.packages, use.graphs, use.loads, use.hits, use.dropped) == (4, 1, 4, 4, 0)
+    assert (use.packages, use.graphs, use.loads, use.hits, use.dropped) == (4, 2, 4, 4, 0)
     assert use.bytes == use.own_bytes + use.shared_bytes
 
 

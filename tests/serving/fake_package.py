@@ -119,11 +119,11 @@ class Package:
         timeline = population.timeline
         histories = cut(timeline, population.entity_ids, population.as_of_us)
         amounts = _numbers(population.context, "amount", len(population))
-        ages = _numbers(population.profile.rows if population.profile else None, "age", 1)
+        ages = _ages(population)
         rows = []
         for index, entity in enumerate(population.entity_ids.to_list()):
             span = slice(histories.start[index], histories.stop[index])
-            total = amounts[index] / 100 + ages[0]
+            total = amounts[index] / 100 + ages.get(entity, 0.0)
             for source in range(len(self.schema.source_names)):
                 place = timeline.positions(source)
                 inside = (place >= span.start) & (place < span.stop)
@@ -150,6 +150,16 @@ class Package:
                 )
             )
         return rows
+
+
+def _ages(population: Population) -> dict[str, float]:
+    """The last age of every customer that has a profile."""
+    profile = population.profile
+    if profile is None:
+        return {}
+    ages = _numbers(profile.rows, "age", int(profile.offsets[-1]))
+    spans = zip(profile.entity_ids, profile.offsets, profile.offsets[1:], strict=False)
+    return {entity: ages[stop - 1] for entity, start, stop in spans if stop > start}
 
 
 def _numbers(table: pl.DataFrame | RowTable | None, name: str, count: int) -> list[float]:

@@ -273,5 +273,6 @@ def test_a_full_queue_is_429_and_a_late_score_503(tmp_path: Path) -> None:
 def test_no_score_is_given_that_cannot_be_logged(tmp_path: Path) -> None:
     service = Service(tmp_path)
     service.runtime.audit.failure = "OSError"
-    failure(service.score(request_of(2)), 500)
+    answer = service.score(request_of(2))
+    assert failure(answer, 503) and answer.headers["retry-after"]
     service.close()

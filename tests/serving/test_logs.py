@@ -27,7 +27,7 @@ LOG = logging.getLogger("riskfm.serving")
 def kept() -> Iterator[None]:
     """The logging of the test process, given back afterwards."""
     names = ("bentoml", "bentoml.access", "uvicorn", "uvicorn.error", "uvicorn.access", "circus")
-    loggers = [logging.getLogger(n) for n in ("", *names, "urllib3", "opentelemetry")]
+    loggers = [logging.getLogger(n) for n in ("", *names, "urllib3", "opentelemetry", "casbin")]
     before = [(x, x.handlers, x.level, x.propagate) for x in loggers]
     hook = threading.excepthook
     yield

@@ -13,7 +13,7 @@ import pytest
 from foundation.errors import ConfigError
 from serving.audit import verify_log
 from serving.database import Database
-from serving.launch import check, ensure_key, free_port, running_service
+from serving.launch import check, first_keys, free_port, running_service
 from serving.settings import Settings
 from serving.tenancy.keys import list_keys
 from tests.serving.fake_package import request_of, write_package
@@ -95,5 +95,6 @@ def test_check_names_what_stands_in_the_way(tmp_path: Path) -> None:
 
 def test_a_first_key_is_made_once(tmp_path: Path) -> None:
     settings = Settings(state=str(tmp_path))
-    assert ensure_key(settings) and ensure_key(settings) is None
+    assert list(first_keys(settings, ["fake-0001"])) == ["default"]
+    assert first_keys(settings, ["fake-0001"]) == {}
     assert len(list_keys(Database(settings.database_url))) == 1

@@ -60,8 +60,8 @@ class FakeWorkspace:
 
     def settings(self, **more: Any) -> Settings:
         """Settings of a service over it."""
-        keys = str(self.root / "keys.json")
-        return Settings(workspace=str(self.root), keys=keys, **more)
+        state = str(self.root)
+        return Settings(workspace=str(self.root), state=state, **more)
 
     def open(self, **more: Any) -> tuple[Deployments, Poller]:
         """Its deployments and a poller that looks when it is told to."""

@@ -24,6 +24,7 @@ from serving.decisions.tables import cases, decisions
 from serving.delivery import Delivery
 from serving.durable import RECORD, place_directory, whole_directory
 from serving.models.shadow_store import ShadowStore, shadow_scores
+from serving.online.tables import blocks
 from serving.safety.erasers import FilesEraser
 from serving.safety.erasure import Erasure, ErasureCount
 from serving.safety.hashing import EntityHasher
@@ -57,8 +58,9 @@ def filled(database: Database, url_secrets: Path, hasher: EntityHasher) -> None:
         hidden = hasher.hash(tenant, who)
         inputs.keep(tenant, f"r{n}", hidden, b"{}")
         with database.transaction() as connection:
-            for table in (decisions, cases, shadow_scores):
+            for table in (decisions, cases, shadow_scores, blocks):
                 row = {"tenant": tenant, "entity": hidden, "seq": n + 1, "id": str(n)}
+                row |= {"events": 1, "blob": b""}
                 for column in table.columns:
                     number = not isinstance(column.type, sa.Text)
                     row.setdefault(column.name, 0 if number else "")
@@ -75,15 +77,15 @@ def test_every_table_of_the_service_forgets(tmp_path: Path, hasher: EntityHasher
     erasure = Erasure(hasher)
     for name, eraser in hosted_erasers(database, vault).items():
         erasure.register(name, eraser)
-    names = ("kept requests", "decisions", "review cases", "shadow scores")
+    names = ("kept requests", "decisions", "review cases", "shadow scores", "stored events")
     assert erasure.stores == names
     assert {n: c.rows for n, c in erasure.look("acme", WHO).counts.items()} == dict.fromkeys(
         names, 1
     )
     log = DecisionLog(tmp_path / "log", hasher)
-    assert erasure.erase("acme", WHO, "anna", log).rows == 4
+    assert erasure.erase("acme", WHO, "anna", log).rows == 5
     assert erasure.look("acme", WHO).rows == 0
-    assert erasure.look("acme", OTHER).rows == erasure.look("brix", WHO).rows == 4
+    assert erasure.look("acme", OTHER).rows == erasure.look("brix", WHO).rows == 5
     assert ShadowStore(database).erase("acme", hasher.hash("acme", WHO)) == 0
     log.close()
 
