@@ -84,6 +84,8 @@ def answered(
     decision = runtime.decisions.decider.decide(call.tenant, loaded.channel, facts)
     record = _line(call, loaded, given, row, request_id) | decision.logged()
     record |= {"flags": flags or None, "once": once}
+    if given.history is not None:
+        record["decision"] |= {"history": given.history.version}
     waits = runtime.settings.audit_durable or call.begun is not None
     written = runtime.audit.append(record, envelope.entity_id, waits)
     runtime.metrics.scored(loaded.id, row.score, scored.seconds)
@@ -102,6 +104,7 @@ def answered(
             forecasts={name: float(value) for name, value in row.forecasts.items()},
             events=EventCounts(given.used, given.ignored),
             flags=flags,
+            history=given.history,
         ),
         written,
     )

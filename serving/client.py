@@ -12,19 +12,26 @@ or a second bill. Refusals are `ApiFailure`, a service that does not answer is `
 from __future__ import annotations
 
 import datetime as dt
-import json
 import secrets
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
 from foundation.errors import RequestError
-from serving.client_transport import ApiFailure, Reply, Transport, Unreachable
+from serving.client_deliveries import Deliveries
+from serving.client_transport import (
+    ApiFailure,
+    Reply,
+    Transport,
+    Unreachable,
+    decoded,
+    part,
+    strict_json,
+)
 from serving.decisions.messages import (
     CasePage,
     CaseShown,
@@ -63,6 +70,8 @@ class Client:
     Args:
         url, key, timeout, retries, longest_wait, allow_http, tls: see `Transport`.
         transport: an own one instead of those.
+    Attributes:
+        deliveries: samples up, jobs, reports.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Client:
         self._transport = transport or Transport(
             url, key, timeout, retries, longest_wait, allow_http, tls
         )
+        self.deliveries = Deliveries(self._transport)
 
     def __repr__(self) -> str:
         return f"Client({self._transport.url!r})"
@@ -140,10 +150,10 @@ class Client:
             ApiFailure, Unreachable: a whole chunk was refused; results given before stay good.
         """
         rows, begin = iter(requests), 0
-        while part := list(islice(rows, chunk)):
-            results: list[RowResult | None] = [None] * len(part)
+        while rows_now := list(islice(rows, chunk)):
+            results: list[RowResult | None] = [None] * len(rows_now)
             lines, places = [], []
-            for place, row in enumerate(part):
+            for place, row in enumerate(rows_now):
                 try:
                     lines.append(_request(**row))
                     places.append(place)
@@ -158,7 +168,7 @@ class Client:
                 for place, one in zip(places, _rows(reply, len(places)), strict=True):
                     results[place] = msgspec.structs.replace(one, row=begin + place)
             yield from (result for result in results if result is not None)
-            begin += len(part)
+            begin += len(rows_now)
 
     def query(
         self,
@@ -216,7 +226,7 @@ class Client:
 
     def package(self, package: str) -> PackageDetail:
         """One package: the fields it reads, its bands, its measured quality."""
-        return self._get(f"/v1/packages/{_part(package)}", PackageDetail)
+        return self._get(f"/v1/packages/{part(package)}", PackageDetail)
 
     def channels(self) -> ChannelList:
         """The channels a request may name."""
@@ -224,7 +234,7 @@ class Client:
 
     def channel(self, channel: str) -> ChannelDetail:
         """One channel with its releases."""
-        return self._get(f"/v1/channels/{_part(channel)}", ChannelDetail)
+        return self._get(f"/v1/channels/{part(channel)}", ChannelDetail)
 
     def releases(self) -> ReleaseList:
         """Releases that answer, and those that could not be loaded."""
@@ -258,11 +268,11 @@ class Client:
 
     def decision(self, request_id: str) -> DecisionShown:
         """The decision given on a request (readable about a second after it was given)."""
-        return self._get(f"/v1/decisions/{_part(request_id)}", DecisionShown)
+        return self._get(f"/v1/decisions/{part(request_id)}", DecisionShown)
 
     def replay(self, request_id: str) -> ReplayShown:
         """The decision made again: reproduced, or what changed since."""
-        return self._step(f"/v1/decisions/{_part(request_id)}/replay", ReplayShown)
+        return self._step(f"/v1/decisions/{part(request_id)}/replay", ReplayShown)
 
     # the review queue and the lists
 
@@ -280,12 +290,12 @@ class Client:
 
     def claim(self, case: str) -> CaseShown:
         """Take a case on; needs a person's key."""
-        return self._step(f"/v1/cases/{_part(case)}/claim", CaseShown)
+        return self._step(f"/v1/cases/{part(case)}/claim", CaseShown)
 
     def decide(self, case: str, outcome: str, note: str = "") -> CaseShown:
         """Approve or refuse a claimed case, or take the second look; needs a person's key."""
-        body = _json({"outcome": outcome, "note": note})
-        return self._step(f"/v1/cases/{_part(case)}/decide", CaseShown, body)
+        body = strict_json({"outcome": outcome, "note": note})
+        return self._step(f"/v1/cases/{part(case)}/decide", CaseShown, body)
 
     def list_entries(
         self, list: str | None = None, kind: str | None = None
@@ -303,13 +313,13 @@ class Client:
         self, add: Iterable[EntryGiven] = (), remove: Iterable[EntryGiven] = ()
     ) -> EntriesChanged:
         """Add entries and take entries off; all or none."""
-        body = _json({"add": [*add], "remove": [*remove]})
-        return _decoded(self._transport.send("PUT", "/v1/lists", body=body), EntriesChanged)
+        body = strict_json({"add": [*add], "remove": [*remove]})
+        return decoded(self._transport.send("PUT", "/v1/lists", body=body), EntriesChanged)
 
     def _get(
         self, path: str, kind: type[T], query: Mapping[str, str | int | None] | None = None
     ) -> T:
-        return _decoded(self._transport.send("GET", path, query), kind)
+        return decoded(self._transport.send("GET", path, query), kind)
 
     def _post(
         self, path: str, body: bytes, kind: type[T], request_id: str | None, key: str | None
@@ -318,11 +328,11 @@ class Client:
         reply = self._transport.send(
             "POST", path, body=body, request_id=request_id, idempotency_key=key
         )
-        return _decoded(reply, kind)
+        return decoded(reply, kind)
 
     def _step(self, path: str, kind: type[T], body: bytes | None = None) -> T:
         """A change that is made once: sent once."""
-        return _decoded(self._transport.send("POST", path, body=body), kind)
+        return decoded(self._transport.send("POST", path, body=body), kind)
 
 
 _ROW = msgspec.json.Decoder(RowResult)
@@ -341,46 +351,10 @@ def _rows(reply: Reply, count: int) -> list[RowResult]:
     raise ApiFailure(reply.status, f"the answer is none of {count} rows")
 
 
-def _decoded(reply: Reply, kind: type[T]) -> T:
-    """An answer as its message; members this client does not know are passed over.
-
-    Raises:
-        ApiFailure: it is none of the API's.
-    """
-    try:
-        return msgspec.json.decode(reply.body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        found = reply.headers.get("x-request-id", "")
-        words = f"the answer is no {kind.__name__}"
-        raise ApiFailure(reply.status, words, request_id=found) from None
-
-
 def _request(**members: Any) -> bytes:
     """A request's body: members that are None are left out, moments become ISO 8601."""
-    return _json({name: value for name, value in members.items() if value is not None})
-
-
-def _json(value: Any) -> bytes:
-    """Strict JSON: a NaN is neither zero nor missing and must not travel as either.
-
-    Raises:
-        RequestError: a number that is not finite, or a value JSON has no word for.
-    """
-    try:
-        return json.dumps(
-            msgspec.to_builtins(value), allow_nan=False, separators=(",", ":")
-        ).encode()
-    except ValueError:
-        words = "every number must be finite; leave a missing value out or give None"
-        raise RequestError(words) from None
-    except TypeError as exc:
-        raise RequestError(f"a value cannot be written as JSON ({exc})") from None
+    return strict_json({name: value for name, value in members.items() if value is not None})
 
 
 def _text(moment: dt.date | str | None) -> str | None:
     return moment.isoformat() if isinstance(moment, dt.date) else moment
-
-
-def _part(text: str) -> str:
-    """A name as one part of a path."""
-    return quote(text, safe="")

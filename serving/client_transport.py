@@ -9,6 +9,7 @@ Brooker, "Exponential backoff and jitter", AWS Architecture Blog, 2015).
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import re
 import secrets
@@ -17,13 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from foundation.errors import ConfigError, RiskfmError
+from foundation.errors import ConfigError, RequestError, RiskfmError
 from serving.messages import ErrorAnswer
 
+T = TypeVar("T")
 LOCAL = ("localhost", "127.0.0.1", "::1")
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 5.0
@@ -251,3 +254,39 @@ def _failure(reply: Reply, request_id: str) -> ApiFailure:
         words = "the answer is none of the scoring service"
         return ApiFailure(reply.status, words, request_id=request_id, retry_after=wait)
     return ApiFailure(reply.status, error.message, error.code, error.field, error.request_id, wait)
+
+
+def decoded(reply: Reply, kind: type[T]) -> T:
+    """An answer as its message; members this client does not know are passed over.
+
+    Raises:
+        ApiFailure: it is none of the API's.
+    """
+    try:
+        return msgspec.json.decode(reply.body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = reply.headers.get("x-request-id", "")
+        words = f"the answer is no {kind.__name__}"
+        raise ApiFailure(reply.status, words, request_id=found) from None
+
+
+def strict_json(value: Any) -> bytes:
+    """Strict JSON: a NaN is neither zero nor missing and must not travel as either.
+
+    Raises:
+        RequestError: a number that is not finite, or a value JSON has no word for.
+    """
+    try:
+        return json.dumps(
+            msgspec.to_builtins(value), allow_nan=False, separators=(",", ":")
+        ).encode()
+    except ValueError:
+        words = "every number must be finite; leave a missing value out or give None"
+        raise RequestError(words) from None
+    except TypeError as exc:
+        raise RequestError(f"a value cannot be written as JSON ({exc})") from None
+
+
+def part(text: str) -> str:
+    """A name as one part of a path."""
+    return quote(text, safe="")

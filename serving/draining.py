@@ -147,8 +147,14 @@ def _listeners() -> list[socket.socket]:
         return []
     for handle in handles:
         try:
-            each = socket.socket(fileno=os.dup(handle))
+            copy = os.dup(handle)
         except OSError:
+            continue
+        try:
+            each = socket.socket(fileno=copy)
+        except OSError:
+            # No socket. A copy left open would keep whatever lock its file has for good.
+            os.close(copy)
             continue
         inet = each.family in (socket.AF_INET, socket.AF_INET6)
         if inet and each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

@@ -20,6 +20,10 @@ from serving.models.deployments import Deployments
 from serving.models.poller import Poller
 from serving.models.shadow import ShadowScorer
 from serving.models.shadow_store import ShadowStore
+from serving.online.bounds import Bound, Bounds
+from serving.online.histories import Histories
+from serving.online.states import EntityStates
+from serving.online.store import OnlineStore
 from serving.room import Room
 from serving.safety.hashing import EntityHasher
 from serving.safety.secrets import open_secrets
@@ -42,6 +46,7 @@ class Runtime:
         front: keys, limits, quotas, idempotency, people, usage.
         audit: the decision log.
         deployments: which release answers for whom.
+        histories: what is stored of customers.
         decisions: lists, rules, cases, replay.
         shadow: releases that score along.
         room: how much of requests is held at once.
@@ -55,6 +60,7 @@ class Runtime:
     front: Front
     audit: DecisionLog
     deployments: Deployments
+    histories: Histories
     decisions: Desk
     shadow: ShadowScorer
     metrics: Metrics
@@ -107,7 +113,14 @@ def open_runtime(
             keep_seconds=settings.idempotency_hours * 3600,
         )
         opened.callback(front.close)
-        deployments = Deployments(settings, load, metrics)
+        histories = Histories(
+            OnlineStore(database, vault, hasher, settings.max_events, settings.history_bytes),
+            Bounds(database, Bound(settings.history_max_age or None, settings.history_fallback)),
+            hasher,
+            EntityStates(settings.state_bytes, metrics.entity_state),
+        )
+        opened.callback(histories.close)
+        deployments = Deployments(settings, load, metrics, histories.of)
         desk = Desk(
             database,
             hasher.hash,
@@ -134,7 +147,8 @@ def open_runtime(
             poller.start()
             opened.callback(poller.close)
         return Runtime(
-            settings, database, hasher, vault, front, audit, deployments, desk, shadow, metrics,
+            settings, database, hasher, vault, front, audit, deployments, histories,
+            desk, shadow, metrics,
             tracing, room, version, opened.pop_all(), deliveries,
         )  # fmt: skip
 

@@ -58,6 +58,11 @@ class Settings(strict.Strict):
             tenants; then 503, and 429 for a tenant that holds more than is free.
         session_bytes: models kept in the memory of one worker; least recently used leave first.
         poll_seconds: how often a worker looks for new releases.
+        history_bytes: decoded stored histories in the memory of one worker.
+        state_bytes: the backbone's states of customers in the memory of one worker.
+        history_max_age: seconds from when a stored history's newest event was known to as_of,
+            where a channel says nothing else; 0: any age will do.
+        history_fallback: for older or missing ones: score with a flag, score without them, refuse.
         shadow_share: share of requests that a release in shadow scores as well, 0 to 1.
         announce_days: how long answers announce a change of backbone.
         max_events: events of one request.
@@ -97,6 +102,10 @@ class Settings(strict.Strict):
     grace_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     waiting_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 256 * 1024 * 1024
     session_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
+    history_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 64 * 1024 * 1024
+    state_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 128 * 1024 * 1024
+    history_max_age: Annotated[float, Meta(ge=0)] = 0.0
+    history_fallback: Literal["score", "without", "refuse"] = "score"
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 2.0
     shadow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     announce_days: Annotated[int, Meta(ge=0, le=365)] = 14

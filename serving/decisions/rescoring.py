@@ -26,8 +26,8 @@ class Again(Protocol):
 
     manifest: dict[str, Any]
 
-    def again(self, envelope: Envelope) -> tuple[ScoreRow, list[str]]:
-        """The score, and every flag of the answer."""
+    def again(self, envelope: Envelope, version: int | None = None) -> tuple[ScoreRow, list[str]]:
+        """The score, and every flag of the answer; `version` is that of the history then stored."""
 
 
 # (tenant, channel, digest) -> the package with the digest, else the one that answers now, or None.
@@ -46,8 +46,14 @@ class PackageAgain:
         self._reader = RequestReader(package.schema, max_events, future_seconds)
         self.manifest: dict[str, Any] = package.manifest
 
-    def again(self, envelope: Envelope) -> tuple[ScoreRow, list[str]]:
-        """The score, and every flag of the answer."""
+    def again(self, envelope: Envelope, version: int | None = None) -> tuple[ScoreRow, list[str]]:
+        """The score, and every flag of the answer.
+
+        Raises:
+            UserError: it was made from a stored history, which a package alone does not have.
+        """
+        if envelope.history != "inline":
+            raise UserError("the score was made from stored history; replay it through the service")
         given = self._reader.read(envelope, time.time_ns() // 1000)
         [row] = self._package.score_population(given.population(), envelope.reasons)
         return row, list(dict.fromkeys((*row.flags, *given.flags)))
@@ -97,7 +103,7 @@ def rescorer(find: Find) -> Callable[[str, bytes, Given], Rescored]:
             raise UserError("neither the package of then nor another one of the channel is here")
         envelope = _ENVELOPE.decode(body)
         envelope = msgspec.structs.replace(envelope, as_of=given.as_of or envelope.as_of)
-        row, flags = package.again(envelope)
+        row, flags = package.again(envelope, given.detail.get("history"))
         facts = facts_of(envelope, row, package.manifest, flags, given.release)
         return Rescored(facts, str(package.manifest["digest"]))
 

@@ -7,6 +7,7 @@ from serving.routes import (
     batch,
     decisions,
     delivery,
+    events,
     health,
     models,
     reports,
@@ -19,6 +20,7 @@ from serving.routes.operation import Operation
 OPERATIONS: tuple[Operation, ...] = (
     *scoring.OPERATIONS,
     *batch.OPERATIONS,
+    *events.OPERATIONS,
     *models.OPERATIONS,
     *decisions.OPERATIONS,
     *samples.OPERATIONS,

@@ -141,6 +141,7 @@ async def query(call: Call) -> Response:
             ],
             events=EventCounts(scored.request.used, scored.request.ignored),
             flags=flags_of(loaded, scored),
+            history=scored.request.history,
         )
     )
 

@@ -88,7 +88,7 @@ class Meter:
                 return 0
             return self._advance(chase=wait)
 
-    def _advance(self, chase: bool) -> int:
+    def _advance(self, chase: bool = True) -> int:
         total = 0
         while True:
             with self.database.reading() as connection:

@@ -74,6 +74,7 @@ class Package:
     """Scores by a formula; `behaviour` makes it slow, broken or not finite."""
 
     own_bytes = 1024
+    encoder = None
 
     def __init__(self, manifest: dict[str, Any], schema: Schema, behaviour: str = "") -> None:
         self.manifest = manifest

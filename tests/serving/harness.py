@@ -23,9 +23,7 @@ class Service:
 
     def __init__(self, directory: Path, package: dict[str, Any] | None = None, **settings: Any):
         path = write_package(directory, **(package or {}))
-        self.settings = Settings(
-            packages=(str(path),), state=str(directory), **settings
-        )
+        self.settings = Settings(packages=(str(path),), state=str(directory), **settings)
         self.runtime = open_runtime(self.settings, Package.load, "0")
         self.database = self.runtime.database
         self.key = create_key(self.database, "tests", SCOPES)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from serving.client import ApiFailure, Client, Unreachable
 from serving.client_transport import Transport
 from serving.decisions.messages import EntryGiven
 from serving.messages import ScoreAnswer
+from serving.routes.catalogue import OPERATIONS
 from tests.contracts.test_import_rule import loaded_by, roots
 from tests.serving.fake_package import request_of
 from tests.serving.harness import Service
@@ -163,6 +167,7 @@ class Script:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.seen: list[dict[str, str]] = []
+        self.asked: list[str] = []
         self.connections: set[Any] = set()
         script = self
 
@@ -173,6 +178,7 @@ class Script:
                 length = int(self.headers.get("content-length", 0))
                 self.rfile.read(length)
                 script.seen.append({k.lower(): v for k, v in self.headers.items()})
+                script.asked.append(f"{self.command} {self.path}")
                 script.connections.add(self.client_address)
                 step = script.steps.pop(0)
                 if step is None:
@@ -268,6 +274,37 @@ def test_scores_are_repeated_under_one_idempotency_key(script: Script, scripted:
     with pytest.raises(ApiFailure):
         client.score("c")
     assert len(script.seen) == 5
+
+
+def test_deliveries(script: Script, scripted: Make, tmp_path: Path) -> None:
+    client, _ = scripted()
+    job: dict[str, Any] = {
+        "id": "j1", "channel": "cards", "state": "done", "step": "", "done": 0, "total": 0,
+        "note": "", "attempt": 1, "seconds": 1.5, "created_at": "", "ended_at": None,
+        "error": "", "release": "", "new": True, "makers": [], "gates": [], "log": [],
+        "links": {},
+    }  # fmt: skip
+    found = client.deliveries
+    whole = (200, {}, json.dumps(job).encode())
+    script.steps = [whole, whole, whole, whole, (200, {}, b"<html>"),
+                    (200, {}, b'{"samples":[]}'), (200, {}, b'{"jobs":[]}')]  # fmt: skip
+    assert found.start("cards", "cards@1", "cards-test@1").new
+    assert found.job("j1").state == "done"
+    assert [found.cancel("j1").id, found.retry("j1").id] == ["j1", "j1"]
+    assert found.report("j1") == b"<html>"
+    assert (found.samples().samples, found.jobs("cards").jobs) == ([], [])
+    path = tmp_path / "rows.csv"
+    path.write_text("entity_id,as_of,label\n")
+    script.steps = [(422, {}, BUSY[2])]
+    with pytest.raises(ApiFailure):
+        found.hand_in(path, "cards", test=True, window=90)
+    assert script.seen[-1]["content-type"] == "text/csv"
+    known = {re.sub("{[^}]+}", "j1", f"{o.method} {o.path}") for o in OPERATIONS}
+    asked = [text.replace("/behind", "").partition("?")[0] for text in script.asked]
+    assert set(asked) <= known and len(set(asked)) == 8
+    assert script.asked[-1].endswith("?channel=cards&test=true&window=90")
+    with pytest.raises(RequestError, match="csv"):
+        found.hand_in(tmp_path / "rows.xls", "cards")
 
 
 def test_other_changes_are_sent_once(script: Script, scripted: Make) -> None:

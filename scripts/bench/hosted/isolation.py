@@ -113,10 +113,8 @@ class _Callers:
             path = before + word.replace("/", "%2F") + after
         status, answer = await self._call(path, self.keys[mark], request_id, sent)
         self.statuses[status] += 1
-        asked = path.encode() + sent
-        for other in MARKS:
-            if other != mark and other.encode() in answer and other.encode() not in asked:
-                self.leaks.append(f"{mark} {path}: {status} {answer[:300]!r}")
+        if self.shows(mark, answer, path.encode() + sent):
+            self.leaks.append(f"{mark} {path}: {status} {answer[:300]!r}")
         if path == "/v1/score" and status == 200:
             found = json.loads(answer)
             if found["package"]["id"].partition("-")[0] != mark:
@@ -124,6 +122,12 @@ class _Callers:
             key = found["package"]["id"], seed
             self.different += self._scores.setdefault(key, found["score"]) != found["score"]
             self._ids[mark].append(request_id)
+
+    @staticmethod
+    def shows(mark: str, answer: bytes, asked: bytes) -> bool:
+        """Whether an answer holds another tenant's mark that the request did not hold."""
+        others = (other.encode() for other in MARKS if other != mark)
+        return any(other in answer and other not in asked for other in others)
 
     def _body(self, path: str, mark: str, seed: int, rng: random.Random) -> bytes:
         from tests.serving.fake_package import request_of

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+IDLE_SECONDS = 3.0
+
 
 @dataclass
 class Seen:
@@ -42,10 +44,14 @@ class Client:
     def __init__(self, port: int, headers: dict[str, str]) -> None:
         self._port, self._headers = port, headers
         self._connection: http.client.HTTPConnection | None = None
+        self._last = 0.0
 
     def post(self, path: str, body: bytes) -> tuple[int, bytes, bool]:
         """Status, body and whether it says when to come again; status 0 where nothing came."""
         try:
+            if time.monotonic() > self._last + IDLE_SECONDS:
+                self.close()  # before the server does, which closes idle connections after five
+            self._last = time.monotonic()
             if self._connection is None:
                 self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             self._connection.request("POST", path, body, self._headers)

@@ -49,7 +49,13 @@ def run(world: World, figure: Figure) -> None:
         figure("p50 over the bare session", float(np.median(more)), "ms", share, OVERHEAD_MS)
         figure("p50 over the bare model", float(np.median(hosting)), "ms", share, OVERHEAD_MS)
         ratio = float(np.median(rounds["service"] / rounds["session"]))
-        figure("p50, times the bare session", ratio, "x", share, RATIO_BAR)
+        figure(
+            "p50, times the bare session",
+            ratio,
+            "x",
+            share,
+            RATIO_BAR if world.size == "small" else None,
+        )
         figure("processor time over the bare session", float(cpu["service"] - cpu["session"]),
                "ms", share)  # fmt: skip
         figure("processor time over the bare model", float(cpu["service"] - cpu["model"]),
@@ -67,7 +73,13 @@ def run(world: World, figure: Figure) -> None:
         half = f"{on}, {len(seen.seconds)} arrivals at {best / 2:.1f}/s"
         figure("p50 at half load", seen.ms(50), "ms", half)
         figure("p99 at half load", seen.ms(99), "ms", half)
-        figure("p99 / p50 at half load", seen.ms(99) / seen.ms(50), "x", half, TAIL_BAR)
+        figure(
+            "p99 / p50 at half load",
+            seen.ms(99) / seen.ms(50),
+            "x",
+            half,
+            TAIL_BAR if world.size == "small" else None,
+        )
 
 
 def _take_turns(

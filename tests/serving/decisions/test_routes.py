@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from serving.database import Database
 from serving.messages import ApiError
+from serving.room import Room
 from serving.routes.call import Call
 from serving.routes.decisions import OPERATIONS
 from serving.routes.operation import Operation
@@ -32,7 +33,9 @@ class Api:
 
     def __init__(self, desk: Small) -> None:
         self.desk = desk
-        self.runtime = SimpleNamespace(settings=Settings(), decisions=desk.desk)
+        self.runtime = SimpleNamespace(
+            settings=Settings(), decisions=desk.desk, room=Room.of(Settings())
+        )
         routes = [Route(o.path, self._endpoint(o), methods=[o.method]) for o in OPERATIONS]
         transport = httpx.ASGITransport(Starlette(routes=routes))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")

@@ -16,6 +16,7 @@ import pytest
 from finetune.sample_sets import read_version, versions
 from serving.deliveries import told
 from serving.jobs import FAILED
+from serving.safety.places import disk_erasers
 from serving.tenancy.metering import read_usage
 from tests.contracts.tree import ROOT
 from tests.serving.harness import Service
@@ -281,6 +282,20 @@ def test_finished_deliveries_are_counted_once(world: DeliveryWorld) -> None:
     assert [world.deliveries.count() for _ in range(2)] == [1, 0]
     used = read_usage(world.service.database, "acme", "2000-01-01", "2100-01-01")
     assert {row.kind: row.units for row in used} == {"sample": 40, "label": 40}
+
+
+def test_an_erasure_reaches_what_was_uploaded(world: DeliveryWorld) -> None:
+    world.taken("anna", frame().write_csv())
+    world.taken("carol", frame().write_csv())
+    erase = disk_erasers("acme", [], world.root, [])["sample sets handed in over HTTP"]
+    assert erase("acme", "", "c3", dry_run=True).rows == 1
+    assert erase("acme", "", "c3").rows == 1
+    for tenant, rows in (("acme", 39), ("brix", 40)):
+        (kept,) = versions(world.root / "tenants" / tenant, "cards")
+        assert len(read_version(kept)) == rows
+    # Its maker is still known: what is delivered from it may not be approved by anna.
+    (kept,) = versions(world.root / "tenants" / "acme", "cards")
+    assert world.deliveries.uploads.makers("acme", kept) == ["anna"]
 
 
 def test_a_service_without_a_workspace(tmp_path: Path) -> None:

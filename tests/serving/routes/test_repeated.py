@@ -63,10 +63,9 @@ def test_keys_are_of_a_route_and_a_tenant(service: Service) -> None:
     assert lines(service) == 1
 
 
-@pytest.mark.parametrize("key", ["", " ", "a b", "é", "x" * 256, "a\tb"])
+@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "a\tb"])
 def test_what_is_no_key(service: Service, key: str) -> None:
-    given = key.encode("utf-8").decode("latin-1")
-    answer = service.call("POST", "/v1/score", request_of(1), idempotency_key=given)
+    answer = service.call("POST", "/v1/score", request_of(1), idempotency_key=key)
     assert answer.status_code == 422
     assert answer.json()["error"]["field"] == "Idempotency-Key"
     assert lines(service) == 0

@@ -187,7 +187,7 @@ def test_the_command_erases_everything_a_workspace_has(
 
     dry = run.invoke(cli, [*words, "-"], input=f"{WHO}\n")
     assert dry.exit_code == 0, dry.output
-    assert "13 rows in all; nothing was removed, --yes removes them" in dry.output
+    assert "14 rows in all; nothing was removed, --yes removes them" in dry.output
     assert not log.exists() and {v.digest for v in versions(workspace, "cards")} == set(
         before.values()
     )
