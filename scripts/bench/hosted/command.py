@@ -64,7 +64,7 @@ def _run(name: str, section: Callable[[World, Figure], None], world: World, resu
 
     def figure(what: str, value: float, unit: str, on: str, bar: float | None = None,
                better: str = "lower") -> None:  # fmt: skip
-        row: dict[str, Any] = {"what": what, "value": round(value, 3), "unit": unit, "on": on}
+        row: dict[str, Any] = {"what": what, "value": _shown(value), "unit": unit, "on": on}
         if bar is not None:
             row |= {"bar": bar, "better": better}
         print(json.dumps(row), flush=True)
@@ -125,6 +125,11 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"| {bar} | {row['on']} | {row['load']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float) -> float:
+    """Counts as they are, everything else to four digits: a small difference is not none."""
+    return value if isinstance(value, int) else float(f"{value:.4g}")
 
 
 def _is(row: dict[str, Any], section: str, size: str) -> bool:
