@@ -55,10 +55,12 @@ class Tracing:
 
     def _start(self, endpoint: str, version: str, exporter: SpanExporter | None) -> None:
         try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+            if exporter is None:
+                from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ImportError:
             raise ConfigError(
                 "trace_endpoint needs OpenTelemetry: pip install 'riskfm[tracing]'"
