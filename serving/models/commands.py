@@ -53,9 +53,12 @@ def rollout(
 ) -> None:
     """Let a challenger answer a part of the customers of TENANT/CHANNEL; 0 ends it."""
     from serving.delivery import Delivery
+    from serving.tenancy.people import require
 
     name = _release(channel, release)
     registry = Delivery.open(workspace).registry
+    if percent > 0:
+        require(registry.database, by, *_action(channel, "approve"))
     registry.rollout(name, percent, by, note, other_points)
     click.echo(f"release {name}: answers {percent:g} percent of the customers of {channel}")
 
@@ -77,11 +80,14 @@ def shadow_start(
 ) -> None:
     """Let a release of TENANT/CHANNEL score along."""
     from serving.delivery import Delivery
+    from serving.tenancy.people import require
 
     name = _release(channel, release)
     if share == 0:
         raise UserError("a share of 0 scores nothing; riskfm shadow stop ends it")
-    Delivery.open(workspace).registry.shadow(name, share, by, note)
+    registry = Delivery.open(workspace).registry
+    require(registry.database, by, *_action(channel, "hand_in"))
+    registry.shadow(name, share, by, note)
     said = "the share the service is set to" if share is None else f"a share of {share:g}"
     click.echo(f"release {name}: in shadow for {said} of the requests")
 
@@ -133,6 +139,12 @@ def _channel(text: str) -> tuple[str, str]:
     if not tenant or not channel or "/" in channel:
         raise UserError(f"'{text}' is no channel; write TENANT/CHANNEL")
     return tenant, channel
+
+
+def _action(channel: str, action: str) -> tuple[str, str, str]:
+    """Tenant, action and channel of TENANT/CHANNEL, as roles are asked for."""
+    tenant, _, name = channel.partition("/")
+    return tenant, action, name
 
 
 def _release(channel: str, release: str) -> str:
