@@ -134,6 +134,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> logging.Handl
     for name in _OTHERS:
         other = logging.getLogger(name)
         other.handlers, other.propagate, other.disabled = [], True, False
+        other.setLevel(logging.NOTSET)
     # Chatty below warnings, and of no use to whoever runs the service.
     for name in ("uvicorn", "circus", "urllib3", "opentelemetry", "casbin"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -68,7 +68,7 @@ schema.app = application
 
 
 @schema.parametrize()
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 def test_generated(case: Any, service: Service) -> None:
     excluded = [*ALWAYS, *ALONE.get(case.operation.label, ())]
     headers = {"Authorization": f"Bearer {service.key}"}

@@ -105,7 +105,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_spans_reach_a_collector() -> None:
-    pytest.importorskip("opentelemetry.exporter.otlp", reason="the extra `tracing` is not installed")
+    pytest.importorskip(
+        "opentelemetry.exporter.otlp", reason="the extra `tracing` is not installed"
+    )
     got: list[tuple[str, bytes]] = []
 
     class Collector(BaseHTTPRequestHandler):
