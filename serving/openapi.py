@@ -102,7 +102,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if isinstance(operation.answer, str):
         success["content"] = {operation.answer: {}}
     else:
-        success["content"] = _content(operation.answer, (JSON,))
+        success["content"] = _content(operation.answer, operation.kinds)
     responses = {str(operation.status): success}
     for status in operation.statuses:
         responses[str(status)] = {"$ref": f"#/components/responses/Error{status}"}

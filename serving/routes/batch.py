@@ -336,6 +336,7 @@ OPERATIONS = (
         handler=batch,
         request=BatchRequest,
         media=MEDIA,
+        kinds=MEDIA,
         errors=(404,),
         repeatable=True,
         rehearsed=True,

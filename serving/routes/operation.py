@@ -40,6 +40,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         answer: message type of the answer, or its media type.
         request: message type of the body; None: no body.
         media: media types the body may have.
+        kinds: media types of a successful answer that is a message.
         status: of a success.
         errors: statuses it may answer beside those that every operation of its kind may.
         examples: of the request and of the answer, under their message types' names.
@@ -58,6 +59,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     handler: Handler
     request: Any = None
     media: tuple[str, ...] = (JSON,)
+    kinds: tuple[str, ...] = (JSON,)
     parameters: tuple[Parameter, ...] = ()
     status: int = 200
     errors: tuple[int, ...] = ()
