@@ -37,7 +37,7 @@ class Timeline:
         source: [N] int16, index into schema.source_names.
         row: [N] int64, row of the event in frames[source].
         frames: per source its columns; row order is that of the import.
-        arrays: the same where a request brought them (`single_timeline`); `frames` is empty then.
+        arrays: the same where a request brought them (`array_history`); `frames` is empty then.
     """
 
     schema: Schema
@@ -130,24 +130,24 @@ def _merged(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.nda
     """Entity, known, event, source and row of all events in timeline order."""
     counts = [len(frame) for frame in tables]
     known, event = (
-        _joined([frame[name].to_physical().cast(pl.Int64).to_numpy() for frame in tables])
+        joined([frame[name].to_physical().cast(pl.Int64).to_numpy() for frame in tables])
         for name in ("known_at", "event_time")
     )
-    entity = _joined(codes)
+    entity = joined(codes)
     source = np.repeat(np.arange(len(tables), dtype=np.int16), counts)
-    row = _joined([np.arange(count) for count in counts])
-    order = _order(entity, known, event)
+    row = joined([np.arange(count) for count in counts])
+    order = known_order(entity, known, event)
     columns = (entity, known, event, source, row)
     return columns if order is None else tuple(column[order] for column in columns)
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Integers one after another; the part itself where only one has any."""
     some = [part for part in parts if len(part)] or parts[:1]
     return some[0] if len(some) == 1 else np.concatenate(some)
 
 
-def _order(entity: np.ndarray, known: np.ndarray, event: np.ndarray) -> np.ndarray | None:
+def known_order(entity: np.ndarray, known: np.ndarray, event: np.ndarray) -> np.ndarray | None:
     """Stable order by (entity, known, event); None where the rows stand in it already.
 
     Entity and known time fit one integer unless times spread over millennia; a stable sort then

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from finetune.features import Population
-from foundation.array_history import joined_profile, joined_timeline
 from foundation.errors import InternalError
-from foundation.row_table import RowTable
-from serving.requests import ScoringInput
+from serving.requests import ScoringInput, population_of
 
 if TYPE_CHECKING:
     from finetune.package import Package, ScoreRow
@@ -25,20 +22,8 @@ if TYPE_CHECKING:
 
 def join(rows: Sequence[ScoringInput]) -> Population:
     """Rows of one schema as a population; row i stands for itself, whoever the customer is."""
-    schema = rows[0].schema
-    ids = pl.Series("entity_id", [f"{i:08d}" for i in range(len(rows))], dtype=pl.String)
-    tables = {
-        name: [(i, *row.tables[name]) for i, row in enumerate(rows) if name in row.tables]
-        for name in schema.source_names
-    }
-    profiles = [(i, *row.profile) for i, row in enumerate(rows) if row.profile is not None]
-    return Population(
-        timeline=joined_timeline(schema, ids, tables),
-        profile=joined_profile(ids, profiles),
-        entity_ids=ids,
-        as_of_us=np.array([row.as_of_us for row in rows], dtype=np.int64),
-        context=RowTable.joined([row.context for row in rows]) if schema.context else None,
-    )
+    names = [f"{i:08d}" for i in range(len(rows))]
+    return population_of(rows, pl.Series("entity_id", names, dtype=pl.String))
 
 
 def score_together(

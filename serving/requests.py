@@ -30,7 +30,7 @@ import polars as pl
 from msgspec import UNSET, Meta, UnsetType
 
 from finetune.features import Population
-from foundation.array_history import single_profile, single_timeline
+from foundation.array_history import joined_profile, joined_timeline
 from foundation.errors import listing, nearest
 from foundation.row_table import RowTable, Words
 from foundation.schema import Field, Schema, duration_seconds
@@ -79,16 +79,28 @@ class ScoringInput:
 
     def population(self) -> Population:
         """The request as the rows of a package."""
-        profile = None
-        if self.profile is not None:
-            profile = single_profile(self.entity_id, *self.profile)
-        return Population(
-            timeline=single_timeline(self.schema, self.entity_id, self.tables),
-            profile=profile,
-            entity_ids=pl.Series("entity_id", [self.entity_id], dtype=pl.String),
-            as_of_us=np.array([self.as_of_us], dtype=np.int64),
-            context=self.context if self.schema.context else None,
-        )
+        return population_of([self], pl.Series("entity_id", [self.entity_id], dtype=pl.String))
+
+
+def population_of(rows: Sequence[ScoringInput], entity_ids: pl.Series) -> Population:
+    """Requests to one schema as the rows of a package.
+
+    Args:
+        entity_ids: [S] strings, sorted, unique: what the rows are called in the population.
+    """
+    schema = rows[0].schema
+    tables = {
+        name: [(i, *row.tables[name]) for i, row in enumerate(rows) if name in row.tables]
+        for name in schema.source_names
+    }
+    profiles = [(i, *row.profile) for i, row in enumerate(rows) if row.profile is not None]
+    return Population(
+        timeline=joined_timeline(schema, entity_ids, tables),
+        profile=joined_profile(entity_ids, profiles),
+        entity_ids=entity_ids,
+        as_of_us=np.array([row.as_of_us for row in rows], dtype=np.int64),
+        context=RowTable.joined([row.context for row in rows]) if schema.context else None,
+    )
 
 
 class RequestReader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from foundation.array_history import single_profile, single_timeline
+from foundation.array_history import joined_profile, joined_timeline
 from foundation.history import ProfileHistory, Timeline
 from foundation.row_table import RowTable, Words
 from foundation.schema import Field, Schema
@@ -33,14 +33,19 @@ def table_of(frame: pl.DataFrame, fields: dict[str, Field]) -> RowTable:
 def timeline_of(schema: Schema, entity: str, frames: dict[str, pl.DataFrame]) -> Timeline:
     """Frames of one entity as its timeline."""
     tables = {
-        name: (
-            frame["event_time"].cast(pl.Int64).to_numpy(),
-            frame["known_at"].cast(pl.Int64).to_numpy(),
-            table_of(frame, schema.sources[name].fields),
-        )
+        name: [
+            (
+                0,
+                frame["event_time"].cast(pl.Int64).to_numpy(),
+                frame["known_at"].cast(pl.Int64).to_numpy(),
+                table_of(frame, schema.sources[name].fields),
+            )
+        ]
         for name, frame in frames.items()
     }
-    return single_timeline(schema, entity, tables)
+    some = any(len(frame) for frame in frames.values())
+    ids = pl.Series("entity_id", [entity] if some else [], dtype=pl.String)
+    return joined_timeline(schema, ids, tables)
 
 
 def profile_of(schema: Schema, entity: str, frame: pl.DataFrame) -> ProfileHistory | None:
@@ -49,4 +54,5 @@ def profile_of(schema: Schema, entity: str, frame: pl.DataFrame) -> ProfileHisto
     if own.is_empty():
         return None
     known = own["known_at"].cast(pl.Int64)[0]
-    return single_profile(entity, known, table_of(own, schema.profile_fields))
+    row = (0, known, table_of(own, schema.profile_fields))
+    return joined_profile(pl.Series("entity_id", [entity]), [row])
