@@ -12,7 +12,7 @@ import datetime as dt
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from foundation.targets import SLACK, outcome_targets, target_names
 from foundation.tokenizer import Tokenizer
 from foundation.training import PretrainingModule, Progress, train
 from foundation.windows import (
+    CutPool,
     WindowBatches,
     WindowSampler,
     activity_counts,
@@ -55,6 +56,9 @@ from foundation.windows import (
 )
 
 SEASONS_DAYS = 395
+# What a network adds to a boosted forecast is proved on the last quarter of the cuts, which its
+# forecasts were not trained on, and on at most so many batches of held-out entities.
+LATE_SHARE, SETTLING = 0.25, 32
 __all__ = ["PretrainConfig", "PretrainRun", "load_pretrain_config", "pretrain", "run_pretraining"]
 
 
@@ -194,11 +198,14 @@ class Prepared:
 
     Attributes:
         make: step -> its batch. validation: batches of held-out entities. steps: how many.
+        settling: the same, with outcomes of cuts in the last part of the history alone, which
+            forecasts were not trained on; empty where no forecast is added to a boosted one.
         unseen: extra columns that will leave the range they were trained in.
     """
 
     make: Callable[[int], TrainingBatch]
     validation: list[TrainingBatch]
+    settling: list[TrainingBatch]
     steps: int
     unseen: tuple[str, ...]
 
@@ -231,7 +238,12 @@ def prepare(
     )
     context = context_at(timeline, entity, cut_us)
     queries = tokenizer.encode_query(pool_cut(timeline, pool), timeline, profile, context)
-    batches = WindowBatches(tokenizer.encode_events(timeline), queries, pool)
+    events = tokenizer.encode_events(timeline)
+    learned, late = pool, None
+    if margins is not None:
+        days = np.array([h for outcome in outcomes for h in outcome.horizons])
+        early, after = split_in_time(pool.outcomes, cut_us, days * DAY_US)
+        learned, late = replace(pool, outcomes=early), replace(pool, outcomes=after)
     held = held_out(timeline.entity_ids, config.validation_share)
     if not (~held).any():
         held[:] = False
@@ -245,13 +257,45 @@ def prepare(
     training, checking = sampler(~held, config.seed), sampler(held, config.seed + 1)
     steps = config.steps or max(1, round(config.epochs * training.steps_per_epoch))
 
-    def batch(source: WindowSampler, step: int) -> TrainingBatch:
-        return training_batch(batches.arrays(source.plan(step)), step)
+    def maker(source: WindowSampler, targets: CutPool) -> Callable[[int], TrainingBatch]:
+        windows = WindowBatches(events, queries, targets)
+        return lambda step: training_batch(windows.arrays(source.plan(step)), step)
 
-    count = min(config.validation_batches, checking.steps_per_epoch)
-    validation = [batch(checking, k) for k in range(count)] if len(checking.entities) else []
+    there = len(checking.entities) > 0
+    count = min(config.validation_batches, checking.steps_per_epoch) if there else 0
+    validation = [maker(checking, pool)(k) for k in range(count)]
+    settling = []
+    if there and late is not None:
+        make = maker(checking, late)
+        settling = [make(k) for k in range(min(SETTLING, checking.steps_per_epoch))]
     unseen = unseen_extra(timeline, until_us, entity, cut_us)
-    return Prepared(lambda step: batch(training, step), validation, steps, unseen)
+    return Prepared(maker(training, learned), validation, settling, steps, unseen)
+
+
+def split_in_time(
+    outcomes: np.ndarray, cut_us: np.ndarray, horizon_us: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes that forecasts learn from, and the late ones that they are proved on.
+
+    Every target is split where its last `LATE_SHARE` of known outcomes begins; those whose window
+    reaches over that moment are in neither part.
+
+    Args:
+        outcomes: [S, T] float32, NaN not matured. cut_us: [S] int64. horizon_us: [T] int64.
+
+    Returns:
+        Two arrays like `outcomes`, NaN for what belongs to the other.
+    """
+    known = np.isfinite(outcomes)
+    moment = np.full(outcomes.shape[1], np.iinfo(np.int64).max)
+    for t in np.flatnonzero(known.any(axis=0)):
+        moment[t] = int(np.quantile(cut_us[known[:, t]], 1 - LATE_SHARE))
+    before = cut_us[:, None] + horizon_us <= moment
+    nothing = np.float32(np.nan)
+    return (
+        np.where(before, outcomes, nothing),
+        np.where(cut_us[:, None] >= moment, outcomes, nothing),
+    )
 
 
 def _start(path: Path) -> Backbone:
@@ -310,7 +354,7 @@ def _network(
         resume,
         callbacks,
     )
-    shares = settle(model, data.validation, model.config.based)
+    shares = settle(model, data.settling, model.config.based)
     for name, share in shares.items():
         say(f"forecast {name}: boosted, and {share:.0%} of what the network adds")
     save_weights(model, work)

@@ -2,13 +2,15 @@
 
 The log-odds of an outcome are those of its boosted forecaster, cross-fitted by entity, plus the
 network's. Gradient-boosted trees on aggregates are hard to beat with a few thousand histories; a
-network that starts from them cannot be far below, and what its states hold is what they lack. On
-held-out entities every target then gets a share of the network's part, 0 to 1: the least that
-forecasts as well as the best one, to one standard error; it is multiplied into the weights of the
-forecast head. (A boosting step across model families; compare Friedman 2001, "Greedy function
-approximation", on shrinkage, and Breiman et al. 1984 on the rule of one standard error.) The least,
-because what a network adds can be this history's calendar, which held-out entities share and the
-months to come do not.
+network that starts from them cannot be far below, and what its states hold is what they lack. Every
+target then gets a share of the network's part, 0 to 1: the least that forecasts as well as the best
+one, to one standard error; it is multiplied into the weights of the forecast head. (A boosting step
+across model families; compare Friedman 2001, "Greedy function approximation", on shrinkage, and
+Breiman et al. 1984 on the rule of one standard error.)
+
+It is chosen on entities held out, and in the last part of the history, whose outcomes the network's
+forecasts were not trained on: what a network adds can be this history's calendar, which held-out
+entities share and the months to come do not. What cannot be proved there is not added.
 
 Shapes: S cuts, T targets, B windows, Q queries, K shares. Margins are log-odds.
 """
@@ -73,15 +75,28 @@ def settle(
     """Shrink the network's part of every based target to the share it has earned.
 
     Args:
-        batches: of held-out entities; without any, or without matured outcomes, shares stay 1.
+        batches: of held-out entities, with late outcomes; without any a share is 0.
         based: targets whose margins are in the batches.
 
     Returns:
         target -> share.
     """
-    if not batches:
-        return {}
     model.eval()
+    shares = dict.fromkeys(based, 0.0)
+    if batches:
+        shares |= _proved(model, batches, based)
+    head = model.forecast_head
+    for name, share in shares.items():
+        t = model.config.targets.index(name)
+        head.weight[t] *= share
+        head.bias[t] *= share
+    return shares
+
+
+def _proved(
+    model: RiskBackbone, batches: Sequence[TrainingBatch], based: Sequence[str]
+) -> dict[str, float]:
+    """Shares of the targets whose outcomes the batches know."""
     said = [model(**b.inputs).forecasts.flatten(0, 1) for b in batches]
     own = torch.cat(said).double()
     base = torch.cat([b.base.flatten(0, 1) for b in batches]).double()
@@ -89,17 +104,13 @@ def settle(
     sizes = [b.outcomes.shape[:2] for b in batches]
     window = np.repeat(np.arange(sum(w for w, _ in sizes)), [q for w, q in sizes for _ in range(w)])
     shares = {}
-    head = model.forecast_head
     for name in based:
         t = model.config.targets.index(name)
         seen = truth[:, t].isfinite()
         if not bool(seen.any()):
             continue
         rows = [part[seen, t].numpy() for part in (base, own, truth)]
-        share = _earned_share(rows[0], rows[1], rows[2], window[seen.numpy()])
-        shares[name] = share
-        head.weight[t] *= share
-        head.bias[t] *= share
+        shares[name] = _earned_share(rows[0], rows[1], rows[2], window[seen.numpy()])
     return shares
 
 

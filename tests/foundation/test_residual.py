@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foundation.aggregates import AggregateSpec
 from foundation.boosted import BoostSettings, Forecasters, fit_forecasters
 from foundation.history import DAY_US, Timeline, cut
 from foundation.objectives import TrainingBatch
 from foundation.pretrain_config import PretrainConfig
-from foundation.pretraining import build_model, prepare, unseen_extra
+from foundation.pretraining import build_model, prepare, split_in_time, unseen_extra
 from foundation.residual import boosted_margins, settle
 from foundation.targets import target_names
 from foundation.tokenizer import Tokenizer
@@ -85,11 +87,53 @@ def test_a_part_that_misleads_is_shrunk_to_nothing_and_one_that_helps_is_kept(
     shares = settle(model, batches(base, truth, like), targets)
     assert shares[targets[0]] >= 0.9
     assert all(shares[name] == 0.0 for name in targets[1:-1])
-    assert targets[-1] not in shares
+    assert shares[targets[-1]] == 0.0  # nothing shows that it helps
     bias = model.forecast_head.bias.detach()
     assert float(bias[0]) == pytest.approx(2.0 * shares[targets[0]])
-    assert not bias[1:-1].any() and float(bias[-1]) == 2.0
-    assert settle(model, [], targets) == {}
+    assert not bias[1:].any()
+
+
+def test_what_nothing_was_held_out_for_is_not_added(lender: tuple) -> None:
+    timeline = lender[0]
+    tokenizer = Tokenizer.fit(timeline.schema, timeline, None)
+    model = build_model(CONFIG, timeline.schema, tokenizer)
+    with torch.no_grad():
+        model.forecast_head.weight.fill_(1.0)
+    based = model.config.targets[:1]
+    assert settle(model, [], based) == {based[0]: 0.0}
+    assert not model.forecast_head.weight[0].any() and model.forecast_head.weight[1:].all()
+
+
+def test_the_share_is_proved_on_late_outcomes_that_training_never_read(lender: tuple) -> None:
+    timeline, spec, forecasters = lender
+    tokenizer = Tokenizer.fit(timeline.schema, timeline, None)
+    targets = target_names(timeline.schema.parsed_outcomes())
+
+    def margins(entity: np.ndarray, cut_us: np.ndarray) -> np.ndarray:
+        return boosted_margins(forecasters, spec, timeline, None, entity, cut_us, targets)
+
+    plain = prepare(CONFIG, timeline, None, tokenizer, UNTIL_US)
+    data = prepare(CONFIG, timeline, None, tokenizer, UNTIL_US, margins)
+    assert plain.settling == [] and data.settling
+    known, learned = (b.make(0).outcomes.isfinite() for b in (plain, data))
+    assert learned.any() and (known & ~learned).any() and not (learned & ~known).any()
+
+
+@given(seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=25)
+def test_no_outcome_that_is_learned_was_open_when_the_proof_begins(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cut_us, horizon = rng.integers(0, 1000, 50), np.array([10, 300, 5])
+    truth = rng.integers(0, 2, (50, 3)).astype(np.float32)
+    truth[rng.random(truth.shape) < 0.3] = np.nan
+    truth[:, 2] = np.nan
+    early, late = split_in_time(truth, cut_us, horizon)
+    for t in range(2):
+        learned, proved = np.isfinite(early[:, t]), np.isfinite(late[:, t])
+        assert proved.any()
+        assert (cut_us[learned] + horizon[t] <= cut_us[proved].min()).all()
+        np.testing.assert_array_equal(early[learned, t], truth[learned, t])
+    assert np.isnan(early[:, 2]).all() and np.isnan(late[:, 2]).all()
 
 
 def test_histories_that_begin_together_do_not_learn_from_their_length(lender: tuple) -> None:
