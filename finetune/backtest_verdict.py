@@ -8,6 +8,9 @@ is one, else the baseline):
 * `not worse`: both intervals exclude a loss beyond the margin
 * `cannot tell`: everything else, and wherever there is nothing to compare, a label is too rare, or
   the rows are those the model learnt from
+
+What is `better` must be so in more than one month: where three quarters of a gain are gone without
+one of them, the word is `cannot tell`, for the next months may be like the others.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from finetune.backtest_compare import LEAST_CLASS
 
 MARGINS = {"ks": 0.02, "auc": 0.01}
+LEAST_KEPT = 0.25  # of a gain, whichever month is left out
 VERDICTS = ("better", "not worse", "worse", "cannot tell")
 PSI_MOVED = 0.25
 LEAST_ROWS = 50  # PSI of fewer rows is mostly chance
@@ -115,7 +121,43 @@ def _verdict(numbers: dict[str, Any], against: dict[str, Any] | None) -> tuple[s
     if numbers.get("trained_on"):
         return "cannot tell", [numbers["trained_on"], *told]
     word, why = paired_verdict(against["ks"], against["auc"])
+    resting = _rests_on(numbers) if word == "better" else None
+    if resting:
+        return "cannot tell", [resting, why.format(name=name), *told]
     return word, [why.format(name=name), *told]
+
+
+def _rests_on(numbers: dict[str, Any]) -> str | None:
+    """What to say where a gain comes from one month; None where it does not, or there is one.
+
+    Every month counts by its rows; months with too few of a label are left out of the question.
+    """
+    found = [
+        (m["month"], against)
+        for m in numbers["months"]
+        if (against := m["against"].get(numbers["opponent"])) and against["ks"]
+        if min(against["bads"], against["n"] - against["bads"]) >= LEAST_CLASS
+    ]
+    if len(found) < 2:
+        return None
+    mass = np.array([against["n"] for _, against in found], dtype=np.float64)
+    kept: dict[str, np.ndarray] = {}
+    for measure in MARGINS:
+        gain = np.array([against[measure]["difference"] for _, against in found])
+        whole = float(np.average(gain, weights=mass))
+        if whole <= 0:
+            return None
+        rest = (mass @ gain - mass * gain) / (mass.sum() - mass)
+        kept[measure] = rest / whole
+    lost = {m: shares for m, shares in kept.items() if shares.min() < LEAST_KEPT}
+    if len(lost) < len(kept):
+        return None
+    shares = kept["auc"]
+    month, against = found[int(shares.argmin())]
+    return (
+        f"the gain rests on {month} (AUC {against['auc']['difference']:+.3f} on "
+        f"{against['n']:,} rows): without it {max(float(shares.min()), 0.0):.0%} of it is left"
+    )
 
 
 def paired_verdict(ks: dict[str, float], auc: dict[str, float]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,20 @@ def test_verdict_table(ks: tuple, auc: tuple, word: str) -> None:
     found, why = paired_verdict(*({"low": low, "high": high} for low, high in (ks, auc)))
     assert found == word
     assert why
+
+
+def test_a_gain_of_one_month_is_no_gain() -> None:
+    rows = scored_rows(2400, noise=(0.2, 3.0))
+    steady = judge({**FACTS, "notes": [], "costs": None, **compare_rows(rows, Terms(draws=100))})
+    assert steady.verdict == "better"
+    old = pl.col("score.incumbent")
+    first = pl.when(pl.col("month") == "2024-01").then(pl.col("score.package")).otherwise(old)
+    once = replace(rows, frame=rows.frame.with_columns(first.alias("score.package")))
+    numbers = compare_rows(once, Terms(draws=100))
+    assert numbers["overall"]["against"]["incumbent"]["ks"]["low"] > 0
+    result = judge({**FACTS, "notes": [], "costs": None, **numbers})
+    assert result.verdict == "cannot tell"
+    assert "rests on 2024-01" in result.reasons[0] and "0% of it is left" in result.reasons[0]
 
 
 def test_verdict_where_nothing_can_be_said() -> None:
