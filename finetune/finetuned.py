@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,13 +33,23 @@ from finetune.crossval import assign_folds
 from finetune.fusion import WeightedRecipes
 from finetune.heads import Head
 from finetune.ridge import fit_ridge
+from finetune.side_by_side import stop_if_asked
 from finetune.table import FeatureTable
+from finetune.tuning_batches import (
+    Batch,
+    Part,
+    batches,
+    event_index,
+    frozen_keys,
+    keep_keys,
+    parts_of,
+)
 from foundation.attention import query_mask
 from foundation.backbone import RiskBackbone
-from foundation.batching import history_batches
 
-Batch = dict[str, torch.Tensor]
 LORA_MODULES = ["qkv", "attention_out", "mlp_in", "mlp_out"]
+# Torch has one source of chance for all threads: starts are drawn one at a time.
+_SEEDED = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class TunedBackbone(nn.Module):
         events = model.encode_tokens(
             inputs["source"], inputs["code"], inputs["value"], inputs["extra"]
         )
-        angles = model.rotary(_index(inputs["days"]), inputs["days"])
+        angles = model.rotary(event_index(inputs["days"]), inputs["days"])
         queries, query_angles, seen = self.queries(inputs, events.shape[1])
         *blocks, last = model.blocks
         for block in blocks:
@@ -174,61 +185,62 @@ class TunedRecipe:
         """Probe, choose the number of epochs on held-out entities, tune on all rows."""
         fold = assign_folds(y, groups, 4, 1, seed)[0]
         kept, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
-        rehearsal = self._start(table.take(kept), y[kept], weight[kept], groups[kept], seed)
-        losses = [_loss(rehearsal, table.take(held), y[held], weight[held])]
-        for epoch in self._train(rehearsal, table.take(kept), y[kept], weight[kept], seed):
-            losses.append(_loss(rehearsal, table.take(held), y[held], weight[held]))
+        parts = list(parts_of(table))
+        model, state = self._start(parts, len(table), seed)
+        rehearsal = copy.deepcopy(model)
+        _probe(rehearsal, state[kept], y[kept], weight[kept], groups[kept], seed)
+        losses = [_loss(rehearsal, parts, y, weight, held)]
+        for epoch in self._train(rehearsal, parts, y, weight, kept, seed):
+            losses.append(_loss(rehearsal, parts, y, weight, held))
             if epoch + 1 - int(np.argmin(losses)) >= self.settings.patience:
                 break
         epochs = int(np.argmin(losses))
-        model = self._start(table, y, weight, groups, seed)
-        for _ in itertools.islice(self._train(model, table, y, weight, seed), epochs):
+        _probe(model, state, y, weight, groups, seed)
+        every = np.arange(len(table))
+        for _ in itertools.islice(self._train(model, parts, y, weight, every, seed), epochs):
             pass
         detail = {"epochs": epochs, "held_out_log_loss": [round(v, 4) for v in losses]}
         adapter = _adapter(model)
         return FittedTuned(self.name, _merged(model), self.backbone, adapter, detail)
 
     def _start(
-        self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
-    ) -> TunedBackbone:
-        """A copy of the backbone with fresh prompt or adapters and a probed head."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
-            model = TunedBackbone(
-                backbone,
-                self.settings.tokens if self.name == "prompt" else 0,
-                torch.ones(backbone.config.width),
-            )
-            if self.name == "lora":
-                adapter = LoraConfig(
-                    r=self.settings.rank,
-                    lora_alpha=2 * self.settings.rank,
-                    target_modules=LORA_MODULES,
-                )
-                inject_adapter_in_model(adapter, backbone)
-            else:
-                assert model.prompt is not None
+        self, parts: Sequence[Part], samples: int, seed: int
+    ) -> tuple[TunedBackbone, np.ndarray]:
+        """A copy of the backbone with fresh prompt or adapters, and the states [S, D] it gives.
+
+        Keys of the histories are kept with the parts where they stay as they are. Fresh adapters
+        change nothing: the states are those of the backbone.
+        """
+        backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+        tokens = self.settings.tokens if self.name == "prompt" else 0
+        model = TunedBackbone(backbone, tokens, torch.ones(backbone.config.width))
+        if model.prompt is not None:
+            with _SEEDED, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
                 nn.init.normal_(model.prompt, std=0.02)
-        state = _states(model, table)
-        scale = 1 / np.maximum(state.std(axis=0), 1e-6)
-        folds = assign_folds(y, groups, 5, 2, seed)
-        probe = fit_ridge((state * scale).astype(np.float64), y, weight, folds)
-        with torch.no_grad():
-            model.scale.copy_(torch.from_numpy(scale.astype(np.float32)))
-            model.weight.copy_(torch.from_numpy(probe.weights.astype(np.float32)))
-            model.bias.fill_(probe.intercept)
-        return model
+            keep_keys(backbone, parts)
+        state = _states(model, parts, samples)
+        if self.name == "lora":
+            adapter = LoraConfig(
+                r=self.settings.rank,
+                lora_alpha=2 * self.settings.rank,
+                target_modules=LORA_MODULES,
+            )
+            with _SEEDED, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                inject_adapter_in_model(adapter, backbone)
+        return model, state
 
     def _train(
         self,
         model: TunedBackbone,
-        table: FeatureTable,
+        parts: Sequence[Part],
         y: np.ndarray,
         weight: np.ndarray,
+        rows: np.ndarray,
         seed: int,
     ) -> Iterator[int]:
-        """Train epoch by epoch, yielding after each."""
+        """Train on some rows epoch by epoch, yielding after each."""
         own = [model.weight, model.bias]
         deep = [
             p
@@ -240,61 +252,67 @@ class TunedRecipe:
             [{"params": own, "lr": s.head_learning_rate}, {"params": deep, "lr": s.learning_rate}],
             weight_decay=s.weight_decay,
         )
-        batches = [
-            (torch.from_numpy(rows), _frozen(model, batch))
-            for rows, batch in _batches(table, s.batch_size)
-        ]
+        steps = batches(parts, rows, s.batch_size)
         target = torch.from_numpy(y.astype(np.float32))
-        scale = torch.from_numpy((weight / weight.mean()).astype(np.float32))
+        scale = torch.from_numpy((weight / weight[rows].mean()).astype(np.float32))
         rng = np.random.default_rng(seed)
         for epoch in range(s.epochs):
-            for i in rng.permutation(len(batches)):
-                rows, batch = batches[i]
+            for i in rng.permutation(len(steps)):
+                stop_if_asked()
                 optimizer.zero_grad(set_to_none=True)
-                logit = _run(model, batch)
-                loss = F.binary_cross_entropy_with_logits(logit, target[rows], scale[rows])
-                loss.backward()
+                count = sum(len(places) for _, places in steps[i])
+                for whole, places in steps[i]:
+                    part = whole.take(places)
+                    losses = F.binary_cross_entropy_with_logits(
+                        _run(model, part), target[part.rows], scale[part.rows], reduction="sum"
+                    )
+                    (losses / count).backward()
                 torch.nn.utils.clip_grad_norm_([*own, *deep], 1.0)
                 optimizer.step()
             yield epoch
 
 
-def _frozen(model: TunedBackbone, batch: Batch) -> Any:
-    """For prompts: keys and values of the histories, encoded once; else the batch itself."""
-    if model.prompt is None:
-        return batch
-    backbone = model.backbone
+def _probe(
+    model: TunedBackbone,
+    state: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+) -> None:
+    """Set the head of a model to a linear probe of states [S, D]."""
+    scale = 1 / np.maximum(state.std(axis=0), 1e-6)
+    folds = assign_folds(y, groups, 5, 2, seed)
+    probe = fit_ridge((state * scale).astype(np.float64), y, weight, folds)
     with torch.no_grad():
-        events = backbone.encode_tokens(
-            batch["source"], batch["code"], batch["value"], batch["extra"]
-        )
-        angles = backbone.rotary(_index(batch["days"]), batch["days"])
-        keys = []
-        *blocks, last = backbone.blocks
-        for block in blocks:
-            events, each = block.read(events, angles)
-            keys.append(each)
-        keys.append(last.keys(events, angles))
-    return batch, keys
+        model.scale.copy_(torch.from_numpy(scale.astype(np.float32)))
+        model.weight.copy_(torch.from_numpy(probe.weights.astype(np.float32)))
+        model.bias.fill_(probe.intercept)
 
 
-def _run(model: TunedBackbone, batch: Any) -> torch.Tensor:
-    """[B] logits with gradients into what is tuned."""
+def _state(model: TunedBackbone, part: Part) -> torch.Tensor:
+    """[B, D] query states; histories that do not change are encoded once, if they may be kept."""
     if model.prompt is None:
-        return model(**batch)
-    inputs, keys = batch
-    queries, angles, seen = model.queries(inputs, inputs["days"].shape[1])
+        return model.state(**part.batch)
+    keys = part.keys or frozen_keys(model.backbone, part.batch)
+    queries, angles, seen = model.queries(part.batch, part.batch["days"].shape[1])
     for block, each in zip(model.backbone.blocks, keys, strict=True):
         queries = block.look(queries, each, angles, seen)
-    return model.head(model.backbone.final_norm(queries)[:, -1])
+    return model.backbone.final_norm(queries)[:, -1]
 
 
-def _states(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
+def _run(model: TunedBackbone, part: Part) -> torch.Tensor:
+    """[B] logits with gradients into what is tuned."""
+    return model.head(_state(model, part))
+
+
+def _states(model: TunedBackbone, parts: Sequence[Part], samples: int) -> np.ndarray:
     """[S, D] query states before tuning, prompt included."""
-    out = np.empty((len(table), model.backbone.config.width))
+    out = np.empty((samples, model.backbone.config.width))
     with torch.no_grad():
-        for rows, batch in _batches(table, 64):
-            out[rows] = model.state(**batch).double().numpy()
+        for part in parts:
+            stop_if_asked()
+            out[part.rows] = _state(model, part).double().numpy()
     return out
 
 
@@ -302,29 +320,24 @@ def _logit(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
     """[S] float64 logits."""
     out = np.empty(len(table))
     with torch.no_grad():
-        for rows, batch in _batches(table, 64):
-            out[rows] = model(**batch).double().numpy()
+        for part in parts_of(table):
+            stop_if_asked()
+            out[part.rows] = model(**part.batch).double().numpy()
     return out
 
 
-def _loss(model: TunedBackbone, table: FeatureTable, y: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted log-loss of a model on rows."""
-    logit = _logit(model, table)
-    losses = np.logaddexp(0, np.where(y == 1, -logit, logit))
-    return float(np.average(losses, weights=weight))
-
-
-def _batches(table: FeatureTable, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    histories = table.histories
-    for rows, batch in history_batches(
-        histories.events, histories.cut, histories.queries, size, histories.max_events
-    ):
-        yield rows, {k: torch.from_numpy(v) for k, v in batch.arrays().items()}
-
-
-def _index(days: torch.Tensor) -> torch.Tensor:
-    """[B, L] float32 event index."""
-    return torch.arange(days.shape[1], dtype=days.dtype).expand_as(days)
+def _loss(
+    model: TunedBackbone, parts: Sequence[Part], y: np.ndarray, weight: np.ndarray, rows: np.ndarray
+) -> float:
+    """Weighted log-loss of a model on some rows."""
+    logit = np.zeros(len(y))
+    with torch.no_grad():
+        for whole, places in itertools.chain(*batches(parts, rows, len(rows))):
+            stop_if_asked()
+            part = whole.take(places)
+            logit[part.rows] = _run(model, part).double().numpy()
+    losses = np.logaddexp(0, np.where(y == 1, -logit, logit))[rows]
+    return float(np.average(losses, weights=weight[rows]))
 
 
 def _adapter(model: TunedBackbone) -> dict[str, np.ndarray]:

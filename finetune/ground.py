@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.features import FeatureBuilder
+from finetune.golden import Proofs
 from finetune.incremental import IncrementalEncoder
 from finetune.sessions import Sessions, read_verified
 from foundation.aggregates import AggregateSpec
@@ -45,6 +46,7 @@ class Ground:
         columns: the columns as a manifest lists them. names: each name by itself.
         inputs: aggregates the boosted forecasters split on; None where their graph hides it.
         encoder: goes on from a customer's kept state; None where the backbone cannot.
+        proofs: what golden rows of the packages so far have proved of it.
     """
 
     builder: FeatureBuilder
@@ -52,6 +54,7 @@ class Ground:
     names: dict[str, str]
     inputs: frozenset[str] | None
     encoder: IncrementalEncoder | None
+    proofs: Proofs = field(default_factory=Proofs)
 
 
 def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> Ground:

@@ -4,7 +4,8 @@ Each recipe is fitted on the training side of identical repeated folds and judge
 not fitted on; slow recipes see the first repeat only, and so does a blend with one among its
 members. Log-loss, AUC and KS are those of the pooled out-of-fold scores of one repeat, averaged
 over the repeats (averaging the scores first would credit a recipe with bagging it does not do).
-Comparisons are paired by row, errors clustered by entity.
+Comparisons are paired by row, errors clustered by entity. The folds of a recipe are fitted side by
+side; no figure depends on how many at a time.
 
 Shapes: S samples, R repeats, D bootstrap draws.
 """
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from finetune.choice import Choice, choose
 from finetune.crossval import Split, repeated_splits
 from finetune.metrics import Interval, auc, ks
 from finetune.recipes import COST_ORDER, FittedRecipe, Recipe, missing_reason
+from finetune.side_by_side import one_core_each, side_by_side, usable_cores
 from finetune.table import FeatureTable
 from foundation.errors import SampleError
 
@@ -33,6 +37,9 @@ DRAWS = 500
 TRIAL = 8
 # Fits on all rows that follow the folds: for the test and the package, and inside the blend.
 LATER_FITS = 2
+# One at a time: optbinning sets filters of warnings, which all threads share, and holds the
+# interpreter lock nearly all along.
+ALONE = frozenset({"scorecard"})
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,7 +52,7 @@ class RecipeResult:
         logits: [R, S] out-of-fold logits, NaN where a row was never tested.
         row_loss: [S] mean log-loss of each row over the repeats, NaN where never tested.
         log_loss, auc, ks: with bootstrap intervals; None where skipped.
-        seconds: time spent fitting.
+        seconds: time from the first fit to the last, on the wall.
     """
 
     name: str
@@ -121,7 +128,29 @@ class LadderResult:
             raise SampleError(f"recipe '{name}' was skipped: {self[name].reason}")
         if isinstance(recipe, BlendRecipe):
             recipe = recipe.with_weights(self.blend_weights, fitted)
-        return recipe.fit(table, self.y, self.weight, self.groups, seed)
+        with one_core_each():
+            return recipe.fit(table, self.y, self.weight, self.groups, seed)
+
+    def fit_all(
+        self, table: FeatureTable, seed: int, workers: int | None = None
+    ) -> dict[str, FittedRecipe]:
+        """Every recipe that ran, fitted on all rows; the blend takes the others over.
+
+        Args:
+            workers: fits at a time; by default what the cores allow.
+        """
+        ran = self.ok()
+        plain = [n for n in ran if not isinstance(self.recipes[n], BlendRecipe)]
+        # The dear ones first, so that none is left to run alone at the end.
+        names = sorted(plain, key=lambda n: _cost(self.recipes[n]), reverse=True)
+        taught = (table, self.y, self.weight, self.groups, seed)
+        tasks = [partial(self.recipes[n].fit, *taught) for n in names]
+        with one_core_each(), closing(side_by_side(tasks, workers or usable_cores())) as fits:
+            fitted = dict(zip(names, fits, strict=True))
+        for name in ran:
+            if name not in fitted:
+                fitted[name] = self.fit(name, table, seed, fitted)
+        return {name: fitted[name] for name in ran}
 
     def rows(self) -> list[dict[str, Any]]:
         """The table as plain data."""
@@ -141,6 +170,7 @@ def run_ladder(
     progress: Progress | None = None,
     splits: list[Split] | None = None,
     now: Callable[[], float] = time.monotonic,
+    workers: int | None = None,
 ) -> LadderResult:
     """Judge every recipe on identical folds.
 
@@ -151,6 +181,7 @@ def run_ladder(
         progress: called with the recipe's name, folds done and folds in all.
         splits: other folds than random ones, such as `crossval.forward_splits`.
         now: seconds of a clock that never goes back.
+        workers: folds fitted at a time; by default what the cores allow.
     Raises:
         SampleError: fewer than two entities of a class.
     """
@@ -162,8 +193,12 @@ def run_ladder(
     found: dict[str, RecipeResult] = {}
     # The dear ones run last, so that a budget costs them and not the others; the blend at the end.
     plain = [r for r in recipes if not isinstance(r, BlendRecipe)]
-    for recipe in sorted(plain, key=_cost):
-        found[recipe.name] = _run(recipe, table, y, weight, groups, splits, seed, clock, progress)
+    count = workers or usable_cores()
+    with one_core_each():
+        for recipe in sorted(plain, key=_cost):
+            found[recipe.name] = _run(
+                recipe, table, y, weight, groups, splits, seed, clock, progress, count
+            )
     weights: dict[str, float] = {}
     for recipe in recipes:
         if isinstance(recipe, BlendRecipe):
@@ -226,6 +261,7 @@ def _run(
     seed: int,
     clock: _Clock,
     progress: Progress | None,
+    workers: int,
 ) -> RecipeResult:
     reason = missing_reason(recipe, table)
     if reason:
@@ -235,34 +271,44 @@ def _run(
     if recipe.slow:
         # One repeat of the same folds: pairs with every other recipe's mean loss row by row.
         splits = [s for s in splits if s.repeat == 0]
+    workers = 1 if recipe.name in ALONE else min(workers, len(splits))
     logits = np.full((max(s.repeat for s in splits) + 1, len(y)), np.nan)
     if recipe.slow and clock.minutes is not None:
         each = _trial(recipe, table, y, weight, groups, splits[0].train, seed, clock)
-        if each * (len(splits) + LATER_FITS) > clock.left():
-            return _too_dear(recipe.name, each * (len(splits) + LATER_FITS), clock)
-    began = clock.now()
-    for done, split in enumerate(splits):
-        if progress:
-            progress(recipe.name, done, len(splits))
-        rows = split.train
-        if y[rows].min() == y[rows].max():
-            return RecipeResult(recipe.name, "skipped", "a fold's training side has one class")
-        try:
-            fitted = recipe.fit(
-                table.take(rows), y[rows], weight[rows], groups[rows], seed + split.repeat
-            )
-        except SampleError as exc:
-            return RecipeResult(recipe.name, "skipped", str(exc))
-        logits[split.repeat, split.test] = fitted.logit(table.take(split.test))
-        each = (clock.now() - began) / (done + 1)
-        need = each * (len(splits) - done - 1 + LATER_FITS)
+        need = each * (len(splits) / workers + LATER_FITS)
         if need > clock.left():
             return _too_dear(recipe.name, need, clock)
+
+    def judged(split: Split) -> tuple[np.ndarray, float]:
+        """Logits of the test side, and the seconds it took."""
+        began = clock.now()
+        rows = split.train
+        if y[rows].min() == y[rows].max():
+            raise SampleError("a fold's training side has one class")
+        fitted = recipe.fit(
+            table.take(rows), y[rows], weight[rows], groups[rows], seed + split.repeat
+        )
+        return fitted.logit(table.take(split.test)), clock.now() - began
+
+    began, taken = clock.now(), 0.0
     if progress:
-        progress(recipe.name, len(splits), len(splits))
-    seconds = clock.now() - began
-    clock.reserved += seconds / len(splits) * LATER_FITS
-    return RecipeResult(recipe.name, "ok", logits=logits, seconds=seconds)
+        progress(recipe.name, 0, len(splits))
+    tasks = [partial(judged, split) for split in splits]
+    with closing(side_by_side(tasks, workers)) as folds:
+        try:
+            for done, (logit, seconds) in enumerate(folds, start=1):
+                split = splits[done - 1]
+                logits[split.repeat, split.test] = logit
+                taken += seconds
+                if progress:
+                    progress(recipe.name, done, len(splits))
+                need = taken / done * ((len(splits) - done) / workers + LATER_FITS)
+                if need > clock.left():
+                    return _too_dear(recipe.name, need, clock)
+        except SampleError as exc:
+            return RecipeResult(recipe.name, "skipped", str(exc))
+    clock.reserved += taken / len(splits) * LATER_FITS
+    return RecipeResult(recipe.name, "ok", logits=logits, seconds=clock.now() - began)
 
 
 def _too_dear(name: str, seconds: float, clock: _Clock) -> RecipeResult:

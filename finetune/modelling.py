@@ -192,10 +192,9 @@ def make_model(
         chosen, why = settings.recipe, "asked for by name"
         if ladder[chosen].status != "ok":
             raise SampleError(f"recipe '{chosen}' cannot be used: {ladder[chosen].reason}")
-    fitted: dict[str, FittedRecipe] = {}
+    fitted = ladder.fit_all(table, settings.seed)
     calibrations = {}
     for name, result in ladder.ok().items():
-        fitted[name] = ladder.fit(name, table, settings.seed, fitted)
         rows = ladder.tested
         calibration = fit_calibration(result.logit[rows], y[rows], weight[rows])
         calibrations[name] = calibration.to_dict()

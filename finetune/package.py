@@ -26,7 +26,7 @@ import polars as pl
 from finetune.adapters import AdaptedSession, read_adapter
 from finetune.calibration import apply_calibration, points
 from finetune.features import Follow, Histories, Population, Progress, run_tuned
-from finetune.golden import golden_frames
+from finetune.golden import TOLERANCE, golden_difference
 from finetune.ground import Ground, shared_ground
 from finetune.history_reasons import field_effects, field_reasons
 from finetune.incremental import IncrementalEncoder
@@ -38,7 +38,6 @@ from foundation.history import build_profile, build_timeline
 from foundation.schema import Schema
 
 FORMAT = 3
-TOLERANCE = 1e-5
 # Memory of a package beside what it shares, measured: a byte of heads takes so many once they are
 # a session, a byte of the manifest so many as objects.
 PER_HEAD_BYTE = 6.0
@@ -202,15 +201,22 @@ class Package:
             profile: `entity_id`, `known_at` (nullable) and fields.
             samples: `entity_id`, `as_of` (Datetime us, UTC) and context columns.
         """
-        context = samples if self.schema.context else None
-        population = Population(
+        return self.score_population(self.population(frames, profile, samples), reasons)
+
+    def population(
+        self,
+        frames: Mapping[str, pl.DataFrame],
+        profile: pl.DataFrame | None,
+        samples: pl.DataFrame,
+    ) -> Population:
+        """Samples with the history given, see `score`."""
+        return Population(
             timeline=build_timeline(self.schema, frames),
             profile=None if profile is None or profile.is_empty() else build_profile(profile),
             entity_ids=samples["entity_id"].cast(pl.String),
             as_of_us=samples["as_of"].cast(pl.Int64).to_numpy(),
-            context=context,
+            context=samples if self.schema.context else None,
         )
-        return self.score_population(population, reasons)
 
     def score_population(
         self,
@@ -356,19 +362,14 @@ class Package:
         return [field_reasons(names, titles, row, count) for row in effects]
 
     def check_golden(self) -> float:
-        """Score the golden rows, alone and together.
+        """Score the golden rows, alone and together; see `finetune.golden`.
 
         Returns:
             the largest difference to the recorded scores.
         Raises:
             ParityError: larger than 1e-5.
         """
-        frames, profile, samples, expected = golden_frames(self.schema, self.golden)
-        together = np.array([r.score for r in self.score(frames, profile, samples)])
-        worst = float(np.max(np.abs(together - expected), initial=0.0))
-        for i in range(min(3, len(samples))):
-            alone = self.score(frames, profile, samples[i : i + 1])[0].score
-            worst = max(worst, abs(alone - expected[i]))
+        worst = golden_difference(self, self._ground.proofs)
         if not worst <= TOLERANCE:
             raise ParityError(
                 f"package {self.id}: golden rows differ by {worst:.2g}, allowed {TOLERANCE:g}; "

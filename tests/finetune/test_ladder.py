@@ -141,6 +141,7 @@ def test_a_budget_bounds_the_time_with_the_fits_that_follow(minutes: float) -> N
         repeats=2,
         budget_minutes=minutes,
         now=clock,
+        workers=1,
     )
     for name in result.ok():
         for _ in range(2 * (name != "blend")):
