@@ -7,10 +7,8 @@ anybody hears of it; releases in shadow see a request after it was answered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.decisions.facts import Decision
 from serving.decisions.rescoring import facts_of
@@ -23,20 +21,8 @@ from serving.messages import (
     ScoreAnswer,
 )
 from serving.models.loaded import Loaded, Scored, announce
-from serving.requests import ScoringInput
 from serving.routes.call import Call
 from serving.tenancy.sandbox import SandboxAnswer, sandbox_answer
-
-if TYPE_CHECKING:
-    from finetune.package import ScoreRow
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer, and the line of the decision log that is on its way to the disk."""
-
-    answer: ScoreAnswer
-    written: Future[None] | None = None
 
 
 def target(call: Call, envelope: Envelope) -> tuple[Loaded, str]:
@@ -50,14 +36,16 @@ def target(call: Call, envelope: Envelope) -> tuple[Loaded, str]:
     return loaded, entity
 
 
-def sandbox(call: Call, envelope: Envelope, request_id: str) -> Answered | None:
+def sandbox(call: Call, envelope: Envelope, row: int | None = None) -> ScoreAnswer | None:
     """The answer of a sandbox key about a test entity; None for every other key.
 
+    Args:
+        row: of a batch.
     Raises:
         ApiError: what the test entity stands for, or 422 for any other.
     """
     found = sandbox_answer(call.principal, envelope.entity_id, envelope.reasons)
-    return None if found is None else Answered(_sandboxed(found, envelope, request_id))
+    return None if found is None else _sandboxed(found, envelope, call.id_of(row))
 
 
 def answered(
@@ -66,67 +54,95 @@ def answered(
     envelope: Envelope,
     entity: str,
     scored: Scored,
-    request_id: str,
-    once: str | None = None,
-) -> Answered:
-    """Decide on a score, hand the decision to the log and make the answer.
+    body: bytes,
+    row: int | None = None,
+) -> ScoreAnswer:
+    """Decide on a score, write the decision down and make the answer.
+
+    The line is on its way to the disk then; who has to wait for it calls `on_disk`.
 
     Args:
         entity: keyed hash of the customer.
-        once: equal for a request and its repetition under one idempotency key.
+        body: what was asked, kept for replay where the service keeps bodies.
+        row: of a batch; its request id is the batch's with the row.
     Raises:
         Unwritable: the log cannot be written, so there is no answer either.
     """
-    runtime, row, given = call.runtime, scored.row, scored.request
-    flags = flags_of(loaded, scored)
-    manifest = loaded.manifest
-    facts = facts_of(envelope, row, manifest, flags, loaded.release)
+    runtime, score, given = call.runtime, scored.row, scored.request
+    request_id, flags = call.id_of(row), flags_of(loaded, scored)
+    facts = facts_of(envelope, score, loaded.manifest, flags, loaded.release)
     decision = runtime.decisions.decider.decide(call.tenant, loaded.channel, facts)
-    record = _line(call, loaded, given, row, request_id) | decision.logged()
-    record |= {"flags": flags or None, "once": once}
+    said: dict[str, Any] = {
+        "score": float(score.score), "points": int(score.points), "band": score.band,
+        "flags": flags or None,
+    } | decision.logged()  # fmt: skip
     if given.history is not None:
-        record["decision"] |= {"history": given.history.version}
-    waits = runtime.settings.audit_durable or call.begun is not None
-    written = runtime.audit.append(record, envelope.entity_id, waits)
-    runtime.metrics.scored(loaded.id, row.score, scored.seconds)
+        said["decision"] |= {"history": given.history.version}
+    _write(call, loaded, envelope, scored, said, row)
+    if runtime.decisions.inputs is not None:
+        runtime.decisions.inputs.keep(call.tenant, request_id, entity, body)
+    runtime.metrics.scored(loaded.id, score.score, scored.seconds)
     runtime.shadow.offer(loaded, envelope, scored, request_id, entity)
-    return Answered(
-        ScoreAnswer(
-            request_id=request_id,
-            package=package_ref(loaded),
-            entity_id=envelope.entity_id,
-            as_of=given.as_of,
-            score=float(row.score),
-            points=int(row.points),
-            band=row.band,
-            decision=decided(decision),
-            reasons=[ReasonAnswer(r.name, r.title, r.value, float(r.effect)) for r in row.reasons],
-            forecasts={name: float(value) for name, value in row.forecasts.items()},
-            events=EventCounts(given.used, given.ignored),
-            flags=flags,
-            history=given.history,
-        ),
-        written,
+    reasons = [ReasonAnswer(r.name, r.title, r.value, float(r.effect)) for r in score.reasons]
+    return ScoreAnswer(
+        request_id=request_id,
+        package=package_ref(loaded),
+        entity_id=envelope.entity_id,
+        as_of=given.as_of,
+        score=float(score.score),
+        points=int(score.points),
+        band=score.band,
+        decision=decided(decision),
+        reasons=reasons,
+        forecasts={name: float(value) for name, value in score.forecasts.items()},
+        events=EventCounts(given.used, given.ignored),
+        flags=flags,
+        history=given.history,
     )
 
 
-def _line(
-    call: Call, loaded: Loaded, given: ScoringInput, row: ScoreRow, request_id: str
-) -> dict[str, Any]:
-    return {
+def queried(call: Call, loaded: Loaded, envelope: Envelope, scored: Scored) -> None:
+    """Write down that forecasts were given: who asked about whom, and what answered.
+
+    Raises:
+        Unwritable: the log cannot be written, so they may not be given.
+    """
+    _write(call, loaded, envelope, scored, {})
+
+
+def _write(
+    call: Call,
+    loaded: Loaded,
+    envelope: Envelope,
+    scored: Scored,
+    said: dict[str, Any],
+    row: int | None = None,
+) -> None:
+    """Hand a line to the decision log; `call.written` tells when it is on the disk."""
+    record = {
         "tenant": call.tenant,
         "key_id": call.principal.key_id,
-        "request_id": request_id,
+        "request_id": call.id_of(row),
         "route": call.route,
         "channel": loaded.channel,
         "release": loaded.release or None,
         "package": loaded.id,
         "digest": loaded.digest,
-        "as_of": given.as_of,
-        "score": float(row.score),
-        "points": int(row.points),
-        "band": row.band,
-    }
+        "as_of": scored.request.as_of,
+        "once": call.once(row or 0),
+    } | said
+    waits = call.runtime.settings.audit_durable or call.begun is not None
+    call.written.append(call.runtime.audit.append(record, envelope.entity_id, waits))
+
+
+async def on_disk(call: Call) -> None:
+    """Wait for the request's lines where the service answers only with what is on the disk.
+
+    Raises:
+        Unwritable: they could not be written.
+    """
+    if call.runtime.settings.audit_durable:
+        await call.logged()
 
 
 @contextmanager
@@ -143,22 +159,6 @@ def spent(call: Call, loaded: Loaded, units: int = 1) -> Iterator[None]:
     except BaseException:
         quotas.refund(call.tenant, loaded.channel, units)
         raise
-
-
-def queried(call: Call, loaded: Loaded, scored: Scored) -> dict[str, Any]:
-    """The line of the decision log for forecasts: who asked about whom, and what answered."""
-    return {
-        "tenant": call.tenant,
-        "key_id": call.principal.key_id,
-        "request_id": call.request_id,
-        "route": call.route,
-        "channel": loaded.channel,
-        "release": loaded.release or None,
-        "package": loaded.id,
-        "digest": loaded.digest,
-        "as_of": scored.request.as_of,
-        "once": call.once(),
-    }
 
 
 def flags_of(loaded: Loaded, scored: Scored) -> list[str]:

@@ -159,14 +159,10 @@ async def _admit(call: Call) -> None:
         ApiError: 429.
     """
     front = call.runtime.front
-    try:
-        if front.rates_block:
-            call.headers |= await asyncio.to_thread(front.rates.admit, call.principal)
-        else:
-            call.headers |= front.rates.admit(call.principal)
-    except ApiError:
-        call.runtime.metrics.shed("rate")
-        raise
+    if front.rates_block:
+        call.headers |= await asyncio.to_thread(front.rates.admit, call.principal)
+    else:
+        call.headers |= front.rates.admit(call.principal)
 
 
 def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
@@ -206,6 +202,8 @@ async def _once(operation: Operation, call: Call, key: str) -> Response:
         try:
             response = await operation.handler(call)
             await call.logged()
+        except ClientDisconnect:
+            raise
         except Exception as exc:
             response = _failure(exc, call)
         if not keeps(response.status_code):
@@ -214,7 +212,8 @@ async def _once(operation: Operation, call: Call, key: str) -> Response:
         sealed = msgspec.msgpack.encode((response.media_type or "", bytes(response.body)))
         given = await asyncio.to_thread(kept.finish, found, response.status_code, sealed)
         return response if given.answer == sealed else _stored(given, call)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, ClientDisconnect):
+        # Nobody hears of it: sent again, the request begins anew.
         await asyncio.shield(asyncio.to_thread(kept.abandon, found))
         raise
 
@@ -231,6 +230,8 @@ def _failure(exc: Exception, call: Call) -> Response:
     where = ""
     if isinstance(exc, ApiError):
         status, message, where, headers = exc.status, str(exc), exc.field, exc.headers
+        if exc.shed:
+            call.runtime.metrics.shed(exc.shed)
     elif isinstance(exc, Unwritable):
         status, headers = 503, {"Retry-After": "5"}
         message = "decisions cannot be written down at the moment, so none is given"

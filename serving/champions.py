@@ -1,8 +1,9 @@
 """`champions.json`: which package answers for which channel, readable without a database.
 
-The registry writes it after every change and at every opening; a scoring image reads it and needs
-neither the registry nor its libraries. `tenant/channel` -> the champion, since when, the champion
-before it, the challenger some customers get, and the releases that score in shadow.
+Once there is a champion, the registry writes it after every change and at every opening; a scoring
+image reads it and needs neither the registry nor its libraries. `tenant/channel` -> the champion,
+since when, the champion before it, the challenger some customers get, and the releases that score
+in shadow.
 """
 
 from __future__ import annotations

@@ -102,6 +102,29 @@ class Database:
         return True
 
 
+def append_only(*tables: sa.Table) -> None:
+    """Let the database itself refuse to change or delete rows of these tables."""
+    for table in tables:
+        name, ddl = table.name, []
+        for verb in ("UPDATE", "DELETE"):
+            ddl.append(
+                (
+                    "sqlite",
+                    f"CREATE TRIGGER {name}_no_{verb.lower()} BEFORE {verb} ON {name} "
+                    f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END",
+                )
+            )
+        for statement in (
+            f"CREATE OR REPLACE FUNCTION {name}_append_only() RETURNS trigger AS $$ "
+            f"BEGIN RAISE EXCEPTION '{name} is append-only'; END $$ LANGUAGE plpgsql",
+            f"CREATE TRIGGER {name}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE "
+            f"ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {name}_append_only()",
+        ):
+            ddl.append(("postgresql", statement))
+        for dialect, statement in ddl:
+            sa.event.listen(table, "after_create", sa.DDL(statement).execute_if(dialect=dialect))
+
+
 def shown_url(url: str) -> str:
     """A URL without its password."""
     try:

@@ -19,7 +19,8 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +49,20 @@ class Draining:
 
     def __init__(self) -> None:
         self.active = False
+
+    @contextmanager
+    def not_yet(self) -> Iterator[None]:
+        """While it loads, which takes long for many packages, the first signal ends a worker.
+
+        Nobody waits for it then, and whatever it writes is whole at every moment. Called in the
+        main thread.
+        """
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def watch(self, seconds: float, begin: Callable[[], object] | None = None) -> None:
         """Take the signals over from the server, which gets them when the time has come.

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from foundation.errors import ConfigError, InternalError
 from serving.database import Database
@@ -35,6 +36,7 @@ from serving.tenancy.principal import DEFAULT_TENANT, SCOPES
 from serving.tenancy.tenants import add_tenant
 
 SERVICE = "serving.service:RiskfmService"
+MARKED = "stopping"
 _THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -199,7 +201,7 @@ def _start(
             "BENTOML_DO_NOT_TRACK": "True",
             "BENTOML_HOME": scratch,
             "PYTHONPATH": os.pathsep.join(python_path),
-            MARKER: os.path.join(scratch, "stopping"),
+            MARKER: os.path.join(scratch, MARKED),
         }
         | dict(more or {})
     )
@@ -220,7 +222,7 @@ def _start(
     ]
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(log, "wb")) if log is not None else None
-        # A session of its own: a stop reaches the supervisor and every worker.
+        # A session of its own: what the terminal sends reaches it through `serve` alone.
         return subprocess.Popen(
             command,
             env=environment,
@@ -251,7 +253,7 @@ def _await_ready(
 
 def _tell_to_stop(process: subprocess.Popen[bytes], scratch: str) -> None:
     """SIGTERM to the supervisor, which stops its workers; they see that all of them stop."""
-    Path(scratch, "stopping").touch()
+    Path(scratch, MARKED).touch()
     process.terminate()
 
 
@@ -261,6 +263,24 @@ def _stop(process: subprocess.Popen[bytes], scratch: str, grace_seconds: float =
         _tell_to_stop(process, scratch)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_seconds + 5.0)
+    # The supervisor first: it would start a worker anew.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for worker in _workers(scratch):
+        with contextlib.suppress(psutil.Error):
+            worker.kill()
+
+
+def _workers(scratch: str) -> list[psutil.Process]:
+    """Processes of the service that runs in this directory.
+
+    Workers have sessions of their own and outlive their supervisor, so they are known by what only
+    they were given.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARKER) == os.path.join(scratch, MARKED):
+                found.append(process)
+    return found

@@ -34,8 +34,11 @@ _PLACE = re.compile(r" - at `(.*)`$", re.DOTALL)
 NOTHING = msgspec.Raw(b"null")
 
 
-class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One customer to score: the history inline, the profile and what is being decided on."""
+Rows = list[dict[str, Value]] | dict[str, list[Value]] | None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of whom, as of when and by what: what a score and a query ask alike."""
 
     entity_id: EntityId
     as_of: Annotated[
@@ -54,7 +57,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="A package by its id instead; no rollout changes it."),
     ] = None
     events: Annotated[
-        dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None],
+        dict[str, Rows],
         Meta(
             description="Per source a list of events, or one object of equally long columns. "
             "Each event has event_time, optionally known_at, and the source's "
@@ -70,44 +73,27 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         dict[str, Value] | None,
         Meta(description="What is being decided on, such as amount and term."),
     ] = None
+    history: HistorySource = "inline"
+
+
+class ScoreRequest(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One customer to score: the history inline, the profile and what is being decided on."""
+
     reasons: Annotated[
         bool, Meta(description="Also explain the score; costs additional model runs.")
     ] = False
-    history: HistorySource = "inline"
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`ScoreRequest` as it is decoded: tables stay raw until the package's schema is known."""
-
-    entity_id: EntityId
-    as_of: str | None = None
-    channel: str | None = None
-    package: str | None = None
-    events: dict[str, msgspec.Raw] = {}
-    profile: msgspec.Raw = NOTHING
-    context: msgspec.Raw = NOTHING
-    reasons: bool = False
-    history: Literal["inline", "stored", "both"] = "inline"
-
-
-class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QueryRequest(Asked, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One customer to forecast: as `ScoreRequest`, with the forecasts that are wanted."""
 
-    entity_id: EntityId
-    as_of: str | None = None
-    channel: str | None = None
-    package: str | None = None
-    events: dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None] = {}
-    profile: dict[str, Value] | None = None
-    context: dict[str, Value] | None = None
     forecasts: Annotated[
         list[str] | None, Meta(description="Names of forecasts; left out: every one there is.")
     ] = None
-    history: HistorySource = "inline"
 
 
-class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`QueryRequest` as it is decoded."""
+class AskedEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`Asked` as it is decoded: tables stay raw until the package's schema is known."""
 
     entity_id: EntityId
     as_of: str | None = None
@@ -116,21 +102,24 @@ class QueryEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     events: dict[str, msgspec.Raw] = {}
     profile: msgspec.Raw = NOTHING
     context: msgspec.Raw = NOTHING
-    forecasts: list[str] | None = None
     history: Literal["inline", "stored", "both"] = "inline"
+
+
+class Envelope(AskedEnvelope, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`ScoreRequest` as it is decoded."""
+
+    reasons: bool = False
+
+
+class QueryEnvelope(AskedEnvelope, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`QueryRequest` as it is decoded."""
+
+    forecasts: list[str] | None = None
 
     def envelope(self) -> Envelope:
         """The part that is scored."""
-        return Envelope(
-            entity_id=self.entity_id,
-            as_of=self.as_of,
-            channel=self.channel,
-            package=self.package,
-            events=self.events,
-            profile=self.profile,
-            context=self.context,
-            history=self.history,
-        )
+        shared = (member.name for member in msgspec.structs.fields(AskedEnvelope))
+        return Envelope(**{name: getattr(self, name) for name in shared})
 
 
 class ReasonAnswer(msgspec.Struct, frozen=True):
@@ -341,14 +330,22 @@ class ApiError(RequestError):
     Attributes:
         status: HTTP status, a key of `CODES`.
         headers: further response headers.
+        shed: why a request is turned away with which nothing is wrong, one of `metrics.REASONS`;
+            empty for every other refusal.
     """
 
     def __init__(
-        self, status: int, message: str, field: str = "", headers: dict[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        field: str = "",
+        headers: dict[str, str] | None = None,
+        shed: str = "",
     ) -> None:
         super().__init__(message, field)
         self.status = status
         self.headers = headers or {}
+        self.shed = shed
 
 
 def refusal(exc: Exception, path: str, names: Iterable[str]) -> ApiError:

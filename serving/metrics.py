@@ -29,7 +29,7 @@ OTHER = "other"
 MAX_ROUTES = 100
 MAX_PACKAGES = 600
 # Why a request got no answer although nothing was wrong with it.
-REASONS = ("queue", "timeout", "rate", "quota", "starting", "stopping", "memory")
+REASONS = ("queue", "timeout", "rate", "quota", "stopping", "memory")
 # Why a release did not go live; the one before stays.
 FAILURES = ("load", "verify", "golden", "parity", "memory", "registry")
 CACHES = ("key", "session", "entity", "history", "list", "decision_file")

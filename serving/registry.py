@@ -352,9 +352,15 @@ class Registry:
             return [dict(row) for row in rows.mappings()]
 
     def publish(self) -> None:
-        """Bring `champions.json` up to date; under the lock, so the latest state is the last."""
+        """Bring `champions.json` up to date; under the lock, so the latest state is the last.
+
+        A registry that never had a champion has nothing to say, and writes nothing: the file may
+        be one that was placed without it.
+        """
         with self.database.transaction() as connection:
-            write_champions(self.workspace, standings(connection, self.workspace))
+            found = standings(connection, self.workspace)
+            if found:
+                write_champions(self.workspace, found)
 
     # inside a transaction
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from serving.database import append_only
+
 SHADOW, CHALLENGER, CHAMPION, RETIRED = "shadow", "challenger", "champion", "retired"
 metadata = sa.MetaData()
 
@@ -85,17 +87,4 @@ job_log = sa.Table(
     _text("at"), _text("text"),
 )  # fmt: skip
 
-for _table in (approvals, history):
-    for _verb in ("UPDATE", "DELETE"):
-        _ddl = sa.DDL(
-            f"CREATE TRIGGER {_table.name}_no_{_verb.lower()} BEFORE {_verb} ON {_table.name} "
-            f"BEGIN SELECT RAISE(ABORT, '{_table.name} is append-only'); END"
-        )
-        sa.event.listen(_table, "after_create", _ddl.execute_if(dialect="sqlite"))
-    for _statement in (
-        f"CREATE OR REPLACE FUNCTION {_table.name}_append_only() RETURNS trigger AS $$ "
-        f"BEGIN RAISE EXCEPTION '{_table.name} is append-only'; END $$ LANGUAGE plpgsql",
-        f"CREATE TRIGGER {_table.name}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE "
-        f"ON {_table.name} FOR EACH STATEMENT EXECUTE FUNCTION {_table.name}_append_only()",
-    ):
-        sa.event.listen(_table, "after_create", sa.DDL(_statement).execute_if(dialect="postgresql"))
+append_only(approvals, history)

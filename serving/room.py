@@ -58,9 +58,13 @@ class Room:
         free = self.limit - self.total - size
         mine = self._held.get(tenant, 0) + size
         if free < 0:
-            raise ApiError(503, "as many requests wait as there is memory for", headers=_AGAIN)
+            raise ApiError(
+                503, "as many requests wait as there is memory for", headers=_AGAIN, shed="memory"
+            )
         if mine > free:
-            raise ApiError(429, "too many of your requests are waiting", headers=_AGAIN)
+            raise ApiError(
+                429, "too many of your requests are waiting", headers=_AGAIN, shed="memory"
+            )
         self.total += size
         self._held[tenant] = mine
 

@@ -66,9 +66,9 @@ class Runtime:
     metrics: Metrics
     tracing: Tracing
     room: Room
+    deliveries: Deliveries | None = None
     version: str = "0"
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
-    deliveries: Deliveries | None = None
 
     def close(self) -> None:
         """Close the parts, the last opened first: scoring before the log, the log before those
@@ -147,10 +147,23 @@ def open_runtime(
             poller.start()
             opened.callback(poller.close)
         return Runtime(
-            settings, database, hasher, vault, front, audit, deployments, histories,
-            desk, shadow, metrics,
-            tracing, room, version, opened.pop_all(), deliveries,
-        )  # fmt: skip
+            settings=settings,
+            database=database,
+            hasher=hasher,
+            vault=vault,
+            front=front,
+            audit=audit,
+            deployments=deployments,
+            histories=histories,
+            decisions=desk,
+            shadow=shadow,
+            metrics=metrics,
+            tracing=tracing,
+            room=room,
+            deliveries=deliveries,
+            version=version,
+            _open=opened.pop_all(),
+        )
 
 
 def _people(settings: Settings) -> Database | None:

@@ -48,7 +48,8 @@ class _Scoring:
         settings = load_settings()
         # Again: BentoML sets its own logging up once a worker starts.
         configure(settings)
-        application.runtime = open_runtime(settings)
+        with draining.not_yet():
+            application.runtime = open_runtime(settings)
         draining.watch(settings.drain_seconds, application.runtime.metrics.draining)
         # What is loaded stays: the collector need not walk it while requests are answered.
         gc.collect()

@@ -25,6 +25,7 @@ from foundation.errors import SampleError, UserError, listing, nearest
 from serving.database import now
 from serving.gates import DeliverySettings
 from serving.intake import Delivery
+from serving.parquet_size import unpacked_bytes
 
 if TYPE_CHECKING:
     from finetune.sample_review import Review
@@ -36,6 +37,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOOKED_UP = 20_000
 # A small Parquet file may hold any number of rows; it is counted before it is read.
 MOST_ROWS = 2_000_000
+# Of a Parquet file once it is unpacked.
+MOST_BYTES = 1 << 30
 ENDINGS = {"text/csv": ".csv", "application/vnd.apache.parquet": ".parquet"}
 _SHORT = 16
 
@@ -242,6 +245,12 @@ def _require_bounded(path: Path) -> None:
     if path.suffix != ".parquet":
         return
     rows = int(pl.scan_parquet(path, hive_partitioning=False).select(pl.len()).collect().item())
+    try:
+        unpacked = unpacked_bytes(path.read_bytes())
+    except ValueError:
+        raise SampleError("the file cannot be read") from None
+    if unpacked > MOST_BYTES:
+        raise SampleError(f"the file unpacks to more than {MOST_BYTES:,} bytes")
     if rows > MOST_ROWS:
         raise SampleError(f"{rows:,} rows; a sample file has at most {MOST_ROWS:,}")
 

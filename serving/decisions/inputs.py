@@ -23,6 +23,11 @@ log = logging.getLogger("riskfm.decisions")
 _Kept = tuple[str, str, str, str, bytes]
 
 
+def purpose(request_id: str) -> str:
+    """What a body is sealed for: this request alone."""
+    return f"{PURPOSE}:{request_id}"
+
+
 class Sealer(Protocol):
     """What seals values of a tenant for one purpose."""
 
@@ -81,7 +86,7 @@ class Inputs:
             blob = connection.execute(sa.select(inputs.c.blob).where(mine)).scalar()
         if blob is None:
             return None
-        return self._vault.open(tenant, f"{PURPOSE}:{request_id}", bytes(blob))
+        return self._vault.open(tenant, purpose(request_id), bytes(blob))
 
     def purge(self) -> int:
         """Erase what is older than `days`; how many."""
@@ -123,7 +128,7 @@ class Inputs:
         rows = {
             (tenant, request_id): {
                 "tenant": tenant, "request_id": request_id, "entity": entity, "at": at,
-                "blob": self._vault.seal(tenant, f"{PURPOSE}:{request_id}", body),
+                "blob": self._vault.seal(tenant, purpose(request_id), body),
             }
             for tenant, request_id, entity, at, body in group
         }  # fmt: skip

@@ -129,7 +129,7 @@ class ScoringPool:
             for work in left:
                 self._release(work.tenant)
         for work in left:
-            work.deliver(None, ApiError(503, "the service is stopping", headers=_AGAIN))
+            work.deliver(None, stopping())
         for _ in self._threads:
             self._tokens.put(False)
         for thread in self._threads:
@@ -138,7 +138,7 @@ class ScoringPool:
     def _enter(self, work: _Work) -> None:
         with self._lock:
             if self._closed:
-                raise ApiError(503, "the service is stopping", headers=_AGAIN)
+                raise stopping()
             held = self._held.get(work.tenant, 0)
             if held >= self.queue:
                 raise too_many()
@@ -202,12 +202,17 @@ class ScoringPool:
 
 def too_many() -> ApiError:
     """The refusal of a request whose tenant has as many waiting as it may."""
-    return ApiError(429, "too many of your requests are waiting", headers=_AGAIN)
+    return ApiError(429, "too many of your requests are waiting", headers=_AGAIN, shed="queue")
 
 
 def too_late() -> ApiError:
     """The refusal of a score that was not ready in time."""
-    return ApiError(503, "the score was not ready in time", headers=_AGAIN)
+    return ApiError(503, "the score was not ready in time", headers=_AGAIN, shed="timeout")
+
+
+def stopping() -> ApiError:
+    """The refusal of a score that the worker does not come to before it ends."""
+    return ApiError(503, "the service is stopping", headers=_AGAIN, shed="stopping")
 
 
 def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from serving.messages import EntityId, ErrorBody, Value
+from serving.messages import EntityId, ErrorBody, Rows
 
 MAX_ID = 200
 EventId = Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
@@ -33,7 +33,7 @@ class EventPost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     entity_id: EntityId
     events: Annotated[
-        dict[str, list[dict[str, Value]] | dict[str, list[Value]] | None],
+        dict[str, Rows],
         Meta(description="As in a request to /v1/score."),
     ]
     ids: _IDS = {}

@@ -30,9 +30,14 @@ class Hasher(Protocol):
         """A keyed hash, 64 hex digits."""
 
 
+def purpose(entity: str, seq: int) -> str:
+    """What a block is sealed for: its place."""
+    return f"{PURPOSE}:{entity}:{seq}"
+
+
 def seal(vault: Sealer, tenant: str, entity: str, seq: int, events: Events) -> bytes:
     """A block as the database keeps it."""
-    return vault.seal(tenant, f"{PURPOSE}:{entity}:{seq}", events.to_bytes())
+    return vault.seal(tenant, purpose(entity, seq), events.to_bytes())
 
 
 def unseal(vault: Sealer, tenant: str, entity: str, seq: int, blob: bytes) -> Events:
@@ -42,4 +47,4 @@ def unseal(vault: Sealer, tenant: str, entity: str, seq: int, blob: bytes) -> Ev
         ArtifactError: changed in the database, or not of this place.
         ConfigError: sealed under a key that is not among the secrets.
     """
-    return Events.from_bytes(vault.open(tenant, f"{PURPOSE}:{entity}:{seq}", blob))
+    return Events.from_bytes(vault.open(tenant, purpose(entity, seq), blob))

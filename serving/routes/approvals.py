@@ -26,7 +26,7 @@ from serving.messages import ApiError
 from serving.releases import Release
 from serving.routes.call import Call, answer
 from serving.routes.delivery import deliveries, maker, permit, slowly
-from serving.routes.operation import Operation
+from serving.routes.operation import Handler, Operation
 from serving.routes.reports import own_release
 
 log = logging.getLogger("riskfm.serving")
@@ -151,6 +151,22 @@ def _shown(call: Call, found: Release) -> ReleaseShown:
 
 
 _PATH = "/v1/releases/{tenant}/{channel}/{number}"
+
+
+def _decides(word: str, handler: Handler, request: type, summary: str) -> Operation:
+    return Operation(
+        method="POST",
+        path=f"{_PATH}/{word}",
+        name=f"{word}Release",
+        scope="decide",
+        summary=summary,
+        answer=ReleaseShown,
+        handler=handler,
+        request=request,
+        errors=(409,),
+    )
+
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -161,48 +177,18 @@ OPERATIONS = (
         answer=ReleaseShown,
         handler=release,
     ),
-    Operation(
-        method="POST",
-        path=f"{_PATH}/approve",
-        name="approveRelease",
-        scope="decide",
-        summary="Make a challenger the champion; by a person who did not hand in its samples.",
-        answer=ReleaseShown,
-        handler=approve,
-        request=ApprovalGiven,
-        errors=(409,),
+    _decides(
+        "approve", approve, ApprovalGiven,
+        "Make a challenger the champion; by a person who did not hand in its samples.",
     ),
-    Operation(
-        method="POST",
-        path=f"{_PATH}/reject",
-        name="rejectRelease",
-        scope="decide",
-        summary="Retire a challenger; makers may withdraw their own.",
-        answer=ReleaseShown,
-        handler=reject,
-        request=ReleaseVerdict,
-        errors=(409,),
+    _decides(
+        "reject", reject, ReleaseVerdict, "Retire a challenger; makers may withdraw their own."
     ),
-    Operation(
-        method="POST",
-        path=f"{_PATH}/rollback",
-        name="rollbackRelease",
-        scope="decide",
-        summary="Make this former champion the champion again.",
-        answer=ReleaseShown,
-        handler=rollback,
-        request=ReleaseVerdict,
-        errors=(409,),
+    _decides(
+        "rollback", rollback, ReleaseVerdict, "Make this former champion the champion again."
     ),
-    Operation(
-        method="POST",
-        path=f"{_PATH}/rollout",
-        name="rolloutRelease",
-        scope="decide",
-        summary="Let a challenger answer a part of the channel's customers.",
-        answer=ReleaseShown,
-        handler=rollout,
-        request=RolloutGiven,
-        errors=(409,),
+    _decides(
+        "rollout", rollout, RolloutGiven,
+        "Let a challenger answer a part of the channel's customers.",
     ),
-)
+)  # fmt: skip

@@ -22,7 +22,7 @@ import polars as pl
 from starlette.responses import Response
 
 from foundation.errors import RequestError
-from serving.answering import answered, sandbox, target
+from serving.answering import answered, on_disk, sandbox, target
 from serving.messages import (
     CODES,
     ApiError,
@@ -34,6 +34,7 @@ from serving.messages import (
     refusal,
 )
 from serving.models.loaded import Loaded
+from serving.parquet_size import unpacked_bytes
 from serving.routes.call import JSON, Call, answer
 from serving.routes.operation import Operation
 from serving.routes.scoring import read_envelope
@@ -44,6 +45,8 @@ PARQUET = "application/vnd.apache.parquet"
 MEDIA = (JSON, NDJSON, ARROW, PARQUET)
 # Rows a scoring thread takes at a time: other requests get their turn in between.
 TOGETHER = 32
+# A table as JSON repeats every name in every row.
+JSON_LARGER = 8
 
 
 class _Rows(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,14 +73,15 @@ async def batch(call: Call) -> Response:
     """Score every row that can be scored."""
     settings = call.runtime.settings
     body = await call.body(settings.max_batch_bytes, MEDIA)
-    bodies = await asyncio.to_thread(_bodies, call.media_type, body, settings.max_batch_rows)
+    bodies = await asyncio.to_thread(
+        _bodies, call.media_type, body, settings.max_batch_rows, settings.max_batch_bytes
+    )
     results: list[RowResult | None] = [None] * len(bodies)
     groups = await asyncio.to_thread(_grouped, call, bodies, results)
     with _spent(call, groups, results):
         for group in groups:
             await _score(call, group, results)
-    if call.runtime.settings.audit_durable:
-        await call.logged()
+    await on_disk(call)
     every = [result for result in results if result is not None]
     failed = sum(result.error is not None for result in every)
     found = BatchAnswer(call.request_id, len(every) - failed, failed, every)
@@ -94,9 +98,9 @@ def _grouped(
             if isinstance(body, ApiError):
                 raise body
             envelope = read_envelope(body)
-            fixed = sandbox(call, envelope, f"{call.request_id}.{row}")
+            fixed = sandbox(call, envelope, row)
             if fixed is not None:
-                results[row] = RowResult(row, fixed.answer)
+                results[row] = RowResult(row, fixed)
                 continue
             loaded, entity = target(call, envelope)
         except RequestError as exc:
@@ -139,7 +143,7 @@ async def _score(call: Call, group: list[_Read], results: list[RowResult | None]
     Raises:
         ApiError: 429 or 503 where no row of the batch is decided yet.
     """
-    runtime, loaded = call.runtime, group[0].loaded
+    loaded = group[0].loaded
     call.package = loaded.id
     for begin in range(0, len(group), TOGETHER):
         part = group[begin : begin + TOGETHER]
@@ -148,25 +152,20 @@ async def _score(call: Call, group: list[_Read], results: list[RowResult | None]
         except ApiError as exc:
             if not call.written:
                 raise
+            if exc.shed:
+                call.runtime.metrics.shed(exc.shed)
             scored = [exc] * len(part)
         for read, found in zip(part, scored, strict=True):
             if isinstance(found, Exception):
                 results[read.row] = _refused(call, read.row, found)
                 continue
-            request_id = f"{call.request_id}.{read.row}"
-            done = answered(
-                call, loaded, read.envelope, read.entity, found, request_id, call.once(read.row)
-            )
-            if runtime.decisions.inputs is not None:
-                runtime.decisions.inputs.keep(call.tenant, request_id, read.entity, read.body)
-            if done.written is not None:
-                call.written.append(done.written)
-            results[read.row] = RowResult(read.row, done.answer)
+            given = answered(call, loaded, read.envelope, read.entity, found, read.body, read.row)
+            results[read.row] = RowResult(read.row, given)
 
 
 def _refused(call: Call, row: int, exc: Exception) -> RowResult:
     """What was wrong with a row; a fault of ours says nothing of itself."""
-    request_id = f"{call.request_id}.{row}"
+    request_id = call.id_of(row)
     if isinstance(exc, ApiError):
         body = ErrorBody(CODES[exc.status], str(exc), exc.field, request_id)
     elif isinstance(exc, RequestError):
@@ -176,12 +175,14 @@ def _refused(call: Call, row: int, exc: Exception) -> RowResult:
     return RowResult(row, None, body)
 
 
-def _bodies(media: str, body: bytes, limit: int) -> Sequence[bytes | ApiError]:
+def _bodies(media: str, body: bytes, limit: int, most: int) -> Sequence[bytes | ApiError]:
     """Rows as JSON objects, or what is wrong with one before it can be read as JSON.
 
+    Args:
+        limit: rows. most: bytes of a table once it is unpacked.
     Raises:
-        ApiError: 400 for what is not of the format, 413 for too many rows, 422 for none or for
-            columns that no row has.
+        ApiError: 400 for what is not of the format, 413 for too many rows or a table that unpacks
+            to too much, 422 for none or for columns that no row has.
     """
     if media == JSON:
         try:
@@ -192,7 +193,7 @@ def _bodies(media: str, body: bytes, limit: int) -> Sequence[bytes | ApiError]:
     elif media == NDJSON:
         found = [line for line in body.splitlines() if line.strip()]
     else:
-        found = _tabular(media, body, limit)
+        found = _tabular(media, body, limit, most)
     if not found:
         raise ApiError(422, "the batch has no rows", "requests")
     if len(found) > limit:
@@ -200,10 +201,13 @@ def _bodies(media: str, body: bytes, limit: int) -> Sequence[bytes | ApiError]:
     return found
 
 
-def _tabular(media: str, body: bytes, limit: int) -> list[bytes | ApiError]:
+def _tabular(media: str, body: bytes, limit: int, most: int) -> list[bytes | ApiError]:
     """Rows of a table as JSON; nulls of the row's own members are left out."""
     read: Callable[[io.BytesIO], pl.LazyFrame] = _arrow if media == ARROW else _parquet
+    too_large = ApiError(413, f"the table unpacks to more than {most} bytes", "requests")
     try:
+        if media == PARQUET and unpacked_bytes(body) > most:
+            raise too_large
         lazy = read(io.BytesIO(body))
         count = int(lazy.select(pl.len()).collect().item())
         if count > limit:
@@ -211,7 +215,11 @@ def _tabular(media: str, body: bytes, limit: int) -> list[bytes | ApiError]:
         frame = lazy.collect()
         faults = _not_finite(frame)
         text = io.BytesIO()
-        frame.select(_plain(frame)).write_ndjson(text)
+        # Values that stand in the table once may stand in many rows of the text.
+        for part in frame.select(_plain(frame)).iter_slices(TOGETHER):
+            part.write_ndjson(text)
+            if text.tell() > JSON_LARGER * most:
+                raise too_large
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException):
         raise ApiError(400, f"the body is no readable {media.rpartition('.')[2]}") from None
     rows: list[bytes | ApiError] = []

@@ -157,11 +157,7 @@ class Call:
 
     def _hold(self, size: int) -> None:
         """Count bytes of this request in the worker's room."""
-        try:
-            self.runtime.room.take(self.tenant, size)
-        except ApiError:
-            self.runtime.metrics.shed("memory")
-            raise
+        self.runtime.room.take(self.tenant, size)
         self.held += size
 
     async def while_there(self, work: Coroutine[Any, Any, T]) -> T:
@@ -181,6 +177,10 @@ class Call:
             for each in (doing, gone):
                 if not each.done():
                     each.cancel()
+
+    def id_of(self, row: int | None) -> str:
+        """The request id; of a row of a batch, with its number."""
+        return self.request_id if row is None else f"{self.request_id}.{row}"
 
     def once(self, row: int = 0) -> str | None:
         """What a line of the decision log says of its idempotency key; None without one."""

@@ -16,7 +16,7 @@ from serving.messages import ApiError
 from serving.releases import Release
 from serving.routes.call import JSON, Call
 from serving.routes.delivery import deliveries, own_job, permit, slowly
-from serving.routes.operation import Operation, Parameter
+from serving.routes.operation import Handler, Operation, Parameter
 
 HTML = "text/html; charset=utf-8"
 POLICY = (
@@ -101,58 +101,50 @@ def _sent(found: Written | None, media: str) -> Response:
 
 
 _LANGUAGE = (Parameter(name="language", description="en or zh; en if left out."),)
+_JOB = "/v1/jobs/{id}"
 _RELEASE = "/v1/releases/{tenant}/{channel}/{number}"
+
+
+def _written(
+    path: str,
+    name: str,
+    handler: Handler,
+    summary: str,
+    kind: str = "text/html",
+    parameters: tuple[Parameter, ...] = (),
+) -> Operation:
+    return Operation(
+        method="GET",
+        path=path,
+        name=name,
+        scope="read",
+        summary=summary,
+        answer=kind,
+        handler=handler,
+        parameters=parameters,
+        errors=(409,),
+    )
+
+
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/jobs/{id}/report",
-        name="jobReport",
-        scope="read",
-        summary="The report of a delivery's model: one self-contained page.",
-        answer="text/html",
-        handler=job_report,
-        errors=(409,),
+    _written(
+        f"{_JOB}/report", "jobReport", job_report,
+        "The report of a delivery's model: one self-contained page.",
     ),
-    Operation(
-        method="GET",
-        path="/v1/jobs/{id}/metrics",
-        name="jobMetrics",
-        scope="read",
-        summary="Every number of a delivery's report.",
-        answer=JSON,
-        handler=job_metrics,
-        errors=(409,),
+    _written(
+        f"{_JOB}/metrics", "jobMetrics", job_metrics,
+        "Every number of a delivery's report.", JSON,
     ),
-    Operation(
-        method="GET",
-        path="/v1/jobs/{id}/document",
-        name="jobDocument",
-        scope="read",
-        summary="The model document of a delivery.",
-        answer="text/html",
-        handler=job_document,
+    _written(
+        f"{_JOB}/document", "jobDocument", job_document,
+        "The model document of a delivery.", parameters=_LANGUAGE,
+    ),
+    _written(
+        f"{_RELEASE}/report", "releaseReport", release_report, "The report of a release's model."
+    ),
+    _written(
+        f"{_RELEASE}/document", "releaseDocument", release_document,
+        "The model document of a release; it names the approval once there is one.",
         parameters=_LANGUAGE,
-        errors=(409,),
     ),
-    Operation(
-        method="GET",
-        path=f"{_RELEASE}/report",
-        name="releaseReport",
-        scope="read",
-        summary="The report of a release's model.",
-        answer="text/html",
-        handler=release_report,
-        errors=(409,),
-    ),
-    Operation(
-        method="GET",
-        path=f"{_RELEASE}/document",
-        name="releaseDocument",
-        scope="read",
-        summary="The model document of a release; it names the approval once there is one.",
-        answer="text/html",
-        handler=release_document,
-        parameters=_LANGUAGE,
-        errors=(409,),
-    ),
-)
+)  # fmt: skip

@@ -11,6 +11,7 @@ from foundation.errors import listing, nearest
 from serving.answering import (
     answered,
     flags_of,
+    on_disk,
     package_ref,
     queried,
     sandbox,
@@ -87,7 +88,7 @@ async def score(call: Call) -> Response:
     runtime = call.runtime
     body = await call.body()
     envelope = read_envelope(body)
-    found = sandbox(call, envelope, call.request_id)
+    found = sandbox(call, envelope)
     if found is None:
         loaded, entity = target(call, envelope)
         call.package = loaded.id
@@ -99,36 +100,26 @@ async def score(call: Call) -> Response:
             finally:
                 runtime.metrics.waiting(loaded.id, loaded.waiting)
             with runtime.tracing.span("decision", release=loaded.release):
-                found = answered(
-                    call, loaded, envelope, entity, scored, call.request_id, call.once()
-                )
-        if runtime.decisions.inputs is not None:
-            runtime.decisions.inputs.keep(call.tenant, call.request_id, entity, body)
-        if found.written is not None:
-            call.written.append(found.written)
-        if runtime.settings.audit_durable:
-            await call.logged()
-    return answer(found.answer)
+                found = answered(call, loaded, envelope, entity, scored, body)
+            await on_disk(call)
+    return answer(found)
 
 
 async def query(call: Call) -> Response:
     """Forecasts of one customer, without a decision; billed as a score is."""
     asked: QueryEnvelope = decode(_QUERY, await call.body(), _QUERY_MEMBERS)
-    runtime, envelope = call.runtime, stripped(asked.envelope())
-    fixed = sandbox(call, envelope, call.request_id)
+    envelope = stripped(asked.envelope())
+    fixed = sandbox(call, envelope)
     if fixed is not None:
-        return answer(_rehearsed(fixed.answer, asked.forecasts))
+        return answer(_rehearsed(fixed, asked.forecasts))
     loaded, _ = target(call, envelope)
     call.package = loaded.id
     with spent(call, loaded):
         scored = await scored_by(call, loaded, envelope)
         titles = loaded.manifest.get("forecast_titles", {})
         names = chosen(asked.forecasts, scored.row.forecasts)
-        waits = runtime.settings.audit_durable or call.begun is not None
-        line = runtime.audit.append(queried(call, loaded, scored), envelope.entity_id, waits)
-        call.written.append(line)
-        if runtime.settings.audit_durable:
-            await call.logged()
+        queried(call, loaded, envelope, scored)
+        await on_disk(call)
     return answer(
         QueryAnswer(
             request_id=call.request_id,

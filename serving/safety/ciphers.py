@@ -35,8 +35,8 @@ _NAMES = {code: name for name, code in _CODES.items()}
 _KEY_BYTES = {AES_GCM: 32, SM4_GCM: 16}
 _HASHES: dict[str, hashes.HashAlgorithm] = {AES_GCM: hashes.SHA256(), SM4_GCM: hashes.SM3()}
 _VERSION = 1
-_HEADER, _NONCE, _TAG = 6, 12, 16
-OVERHEAD = _HEADER + _NONCE + _TAG
+HEADER_BYTES, _NONCE, _TAG = 6, 12, 16
+OVERHEAD = HEADER_BYTES + _NONCE + _TAG
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ def read_header(blob: bytes) -> Header:
     """
     if len(blob) < OVERHEAD or blob[0] != _VERSION or blob[1] not in _NAMES:
         raise ArtifactError("this is no sealed value: its first bytes say something else")
-    return Header(_NAMES[blob[1]], blob[2:_HEADER].hex())
+    return Header(_NAMES[blob[1]], blob[2:HEADER_BYTES].hex())
+
+
+def header_bytes(header: Header) -> bytes:
+    """The first bytes of a sealed value; `read_header` reads them."""
+    return bytes([_VERSION, _CODES[header.algorithm]]) + bytes.fromhex(header.key_id)
 
 
 def seal(header: Header, key: bytes, tenant: str, purpose: str, data: bytes) -> bytes:
@@ -90,7 +95,7 @@ def seal(header: Header, key: bytes, tenant: str, purpose: str, data: bytes) -> 
         header: `key_id` of 8 hex digits; written in front of the value.
         key: of `tenant_key` for the header's algorithm.
     """
-    first = bytes([_VERSION, _CODES[header.algorithm]]) + bytes.fromhex(header.key_id)
+    first = header_bytes(header)
     nonce = os.urandom(_NONCE)
     return (
         first + nonce + encrypt(header.algorithm, key, nonce, data, _bound(first, tenant, purpose))
@@ -104,9 +109,9 @@ def unseal(key: bytes, tenant: str, purpose: str, blob: bytes) -> bytes:
         ArtifactError: another key, tenant or purpose, or a changed byte.
     """
     algorithm = read_header(blob).algorithm
-    first, nonce = blob[:_HEADER], blob[_HEADER : _HEADER + _NONCE]
+    first, nonce = blob[:HEADER_BYTES], blob[HEADER_BYTES : HEADER_BYTES + _NONCE]
     try:
-        body = blob[_HEADER + _NONCE :]
+        body = blob[HEADER_BYTES + _NONCE :]
         return decrypt(algorithm, key, nonce, body, _bound(first, tenant, purpose))
     except InvalidTag:
         raise ArtifactError(

@@ -66,6 +66,35 @@ def secret_rotate(file: Path) -> None:
     click.echo("\n".join(rotate_secrets(file).lines()))
 
 
+@secret.command("reseal")
+@click.option(
+    "--database", envvar="RISKFM_DATABASE", required=True, help="URL of the service's database."
+)
+@SECRETS
+@click.option(
+    "--cipher",
+    type=click.Choice(["aes-gcm", "sm4-gcm"]),
+    default="aes-gcm",
+    show_default=True,
+    envvar="RISKFM_CIPHER",
+    help="As the service's settings say.",
+)
+def secret_reseal(database: str, secrets_path: Path | None, cipher: str) -> None:
+    """Move every sealed value to the newest key; goes on where it was stopped."""
+    from serving.database import Database
+    from serving.safety.resealing import reseal_all
+    from serving.safety.vault import Vault
+
+    secrets = _secrets(secrets_path)
+    found = reseal_all(Database(database), Vault(secrets, cipher))
+    click.echo("\n".join(result.line() for result in found))
+    left = sum(sum(result.left.values()) for result in found)
+    if left:
+        raise ArtifactError(f"{left:,} values do not open and stay as they are; keep every old key")
+    newest = secrets.sealing[-1].id
+    click.echo(f"everything is sealed under {newest}; older keys may leave the file")
+
+
 @secret.command("status")
 @click.argument("file", type=FILE, required=False)
 def secret_status(file: Path | None) -> None:

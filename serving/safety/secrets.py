@@ -224,7 +224,8 @@ def make_secrets(path: Path, origin: Literal["made", "development"] = "made") ->
 def rotate_secrets(path: Path) -> Secrets:
     """Add a sealing key, which seals from now on; the old ones go on opening.
 
-    Services take it up when they start again. Sealed values stay as they are until `reseal`.
+    Services take it up when they start again. Sealed values stay as they are until
+    `serving.safety.resealing` moves them.
 
     Raises:
         ConfigError: as `load_secrets`.

@@ -51,6 +51,11 @@ class Vault:
             )
         return ciphers.unseal(self._key(header, tenant), tenant, purpose, blob)
 
+    @property
+    def newest(self) -> bytes:
+        """The first bytes of what this vault seals: version, algorithm, key."""
+        return ciphers.header_bytes(self._newest)
+
     def sealed_newest(self, blob: bytes) -> bool:
         """Whether a value is sealed by the newest key and this vault's algorithm."""
         return ciphers.read_header(blob) == self._newest

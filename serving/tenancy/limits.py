@@ -133,7 +133,7 @@ def headers_or_refusal(wait: float, levels: list[tuple[float, float, float]]) ->
     if wait > 0:
         seconds = max(1, math.ceil(wait))
         headers |= {"RateLimit-Remaining": "0", "Retry-After": str(seconds)}
-        raise ApiError(429, f"too many requests; try again in {seconds} s", "", headers)
+        raise ApiError(429, f"too many requests; try again in {seconds} s", "", headers, "rate")
     return headers
 
 
@@ -247,7 +247,7 @@ class Quotas:
         message = f"the quota of {whose} is used up: {per}; it resets at UTC midnight"
         message += " of the month's end" if span == "Month" else ""
         headers = {"Retry-After": str(seconds), f"RateLimit-{span}-Remaining": "0"}
-        raise ApiError(429, message, "", headers)
+        raise ApiError(429, message, "", headers, "quota")
 
 
 _FREE = Quota()

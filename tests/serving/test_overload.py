@@ -115,6 +115,8 @@ def test_ten_times_too_much_is_shed_and_passes(tmp_path: Path) -> None:
 
     found = statuses(service.loop.run_until_complete(crowd()))
     assert set(found) == {200, 429} and found[200] >= 8, found
+    text = service.call("GET", "/v1/metrics").text
+    assert f'riskfm_shed_total{{reason="queue"}} {found[429]}.0' in text
     begin = time.perf_counter()
     clear(service)
     assert time.perf_counter() - begin < 0.5
@@ -275,3 +277,17 @@ def test_repeated_and_reordered_requests_are_decided_once(tmp_path: Path) -> Non
             assert len(bodies) == 1 and json.loads(bodies.pop())["entity_id"] == f"c{key[1:]}"
     service.close()
     assert verify_log(service.settings.audit_path).lines == 11
+
+
+def test_scores_that_came_too_late_are_counted_as_shed(tmp_path: Path) -> None:
+    service = Service(tmp_path, {"behaviour": "slow 0.6"}, timeout_seconds=0.3, threads=1)
+    service.score(request_of(1))
+
+    async def crowd() -> list[httpx.Response]:
+        return await asyncio.gather(*(service.send("POST", "/v1/score", request_of(1, n))
+                                      for n in range(3)))  # fmt: skip
+
+    assert statuses(service.loop.run_until_complete(crowd())) == {503: 3}
+    text = service.call("GET", "/v1/metrics").text
+    assert 'riskfm_shed_total{reason="timeout"} 4.0' in text
+    service.close()

@@ -324,3 +324,21 @@ def test_a_batch_is_decided_once_under_an_idempotency_key(service: Service) -> N
     first = send(service, PARQUET, table, idempotency_key="batch-b")
     again = send(service, PARQUET, table, idempotency_key="batch-b")
     assert again.content == first.content and again.headers["content-type"] == PARQUET
+
+
+def test_tables_that_unpack_to_too_much_are_refused_before(tmp_path: Path) -> None:
+    service = Service(tmp_path, max_batch_bytes=1 << 20)
+    many = pl.DataFrame({"entity_id": ["c"], "events": [{"statement": {"paid": [True] * 400_000}}]})
+    long = pl.DataFrame({"entity_id": ["c" * (2 << 20)]})
+    repeated = pl.DataFrame(
+        {"entity_id": [f"c{n}" for n in range(90)], "as_of": ["x" * 300_000] * 90}
+    )
+    for table in (many, long, repeated):
+        body = parquet(table)
+        assert len(body) < 20_000
+        answer = send(service, PARQUET, body)
+        assert answer.status_code == 413
+        message = answer.json()["error"]["message"]
+        assert message == "the table unpacks to more than 1048576 bytes"
+    assert send(service, PARQUET, parquet(frame([request_of(3)]))).status_code == 200
+    service.close()

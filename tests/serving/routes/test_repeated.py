@@ -173,3 +173,42 @@ def test_a_sandbox_key_changes_nothing(service: Service, sandbox: str) -> None:
             assert answer.status_code == 403, operation.path
             assert "sandbox" in answer.json()["error"]["message"]
     assert service.call("GET", "/v1/me", key=sandbox).json()["sandbox"] is True
+
+
+def test_a_client_that_goes_away_leaves_its_key_free(tmp_path: Path) -> None:
+    """Nothing is decided or kept for it; sent again, the request is answered."""
+    service = Service(tmp_path, {"behaviour": "slow 0.3"}, threads=1)
+    service.call("POST", "/v1/score", request_of(1))
+    body = json.dumps(request_of(2)).encode()
+    headers = {"authorization": f"Bearer {service.key}", "content-type": "application/json",
+               "idempotency-key": "k"}  # fmt: skip
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/score", "query_string": b"",
+        "root_path": "", "scheme": "http", "server": ("test", 80), "http_version": "1.1",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def left() -> httpx.Response:
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> Any:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        busy = asyncio.ensure_future(service.send("POST", "/v1/score", request_of(3)))
+        while service.runtime.deployments.pool.idle:
+            await asyncio.sleep(0.001)
+        await service.application(scope, receive, send)
+        return await busy
+
+    assert service.loop.run_until_complete(left()).status_code == 200
+    assert sent == []
+    again = service.call("POST", "/v1/score", request_of(2), idempotency_key="k")
+    assert again.status_code == 200 and "idempotent-replay" not in again.headers
+    assert lines(service) == 3
+    text = service.call("GET", "/v1/metrics").text
+    assert 'status="499"' in text and 'status="500"' not in text
+    service.close()
