@@ -8,7 +8,12 @@ again.
 
     python scripts/bench/ablations.py uci loans --data $RISKFM_DATA/prepared --work WORK --draws 5
 
-WORK/SET/store holds the events; `--config` names the pretraining that the variants change.
+WORK/SET/store holds the events; `--config` names the pretraining that the variants change. The
+table is written anew after every variant, so that a run that is stopped loses nothing. Blocks of
+columns alone, on features that few_labels.py has kept (no pretraining; several folders are joined):
+
+    python scripts/bench/ablations.py uci --data $RISKFM_DATA/prepared --work WORK \\
+        --features FEW_LABELS/sets/SET-DIGEST/backbone-TRACK-DIGEST-features
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import argparse
 import datetime as dt
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +30,11 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from forecasts import changed
-from ladder import identifier_starts, measure
+from ladder import Tables, build, identifier_starts, judged, kept_tables, without
 
+from finetune.modelling import AdaptSettings, ladder_recipes
+from finetune.recipes import missing_reason, standard_recipes
+from foundation.checkpoint import Backbone, load_backbone
 from foundation.pretraining import pretrain
 from foundation.store import EventStore
 
@@ -40,7 +49,8 @@ OBJECTIVES: dict[str, dict[str, float]] = {
         "next_event": 0.5, "forecast": 1.0, "activity": 0.25, "masked_event": 0.5, "coles": 0.2
     },
 }  # fmt: skip
-BLOCKS = ("profile", "aggregate", "forecast", "embedding", "identifiers")
+LEARNERS = "probe,forecast,fusion"
+BLOCKS = ("identifiers", "profile", "aggregate", "forecast", "embedding")
 
 
 def main() -> None:
@@ -53,27 +63,36 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--variants", default="", help="only these, such as 'as configured,all'")
+    parser.add_argument("--features", type=Path, nargs="+", help="blocks alone, of kept features")
     parser.add_argument("-o", "--output", type=Path, help="Markdown, printed as well")
     given = parser.parse_args()
-    rows = [row for name in given.sets for row in of_set(name, given)]
-    text = table(rows)
-    print(text)
-    if given.output:
-        given.output.write_text(text + "\n", encoding="utf-8")
+    if given.features and len(given.sets) != 1:
+        parser.error("--features are those of one set")
+    rows: list[dict[str, Any]] = []
+    for name in given.sets:
+        for found in of_set(name, given):
+            rows += found
+            if given.output:
+                given.output.write_text(table(rows) + "\n", encoding="utf-8")
+    print(table(rows))
 
 
-def of_set(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of all variants of one set: variant, recipe, cv log-loss and KS of every draw."""
-    rows = []
-    for variant in ("as configured", *OBJECTIVES):
-        rows += kept(name, variant, "probe,forecast,fusion", frozenset(), variant, given)
-    blocks = [b for b in BLOCKS if b != "identifiers" or has_identifiers(name, given)]
-    for block in blocks:
-        recipes = "gbdt,fusion" if block != "embedding" else "fusion"
-        drop = frozenset({block})
-        rows += kept(name, f"without {block}", recipes, drop, "as configured", given)
-    rows += kept(name, "all columns", "gbdt,fusion", frozenset(), "as configured", given)
-    return rows
+def of_set(name: str, given: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one variant after the other: recipe, cv log-loss, AUC and KS of every draw."""
+    wanted = set(filter(None, given.variants.split(",")))
+    asked: list[tuple[str, str, frozenset[str], str]] = []
+    if not given.features:
+        asked += [(v, LEARNERS, frozenset(), v) for v in ("as configured", *OBJECTIVES)]
+    asked.append(("all columns", "gbdt,fusion", frozenset(), "as configured"))
+    for block in BLOCKS:
+        if block != "identifiers" or has_identifiers(name, given):
+            # Trees read neither: their rows would be those of all columns.
+            recipes = "fusion" if block in ("forecast", "embedding") else "gbdt,fusion"
+            asked.append((f"without {block}", recipes, frozenset({block}), "as configured"))
+    for variant, recipes, drop, backbone in asked:
+        if not wanted or variant in wanted:
+            yield kept(name, variant, recipes, drop, backbone, given)
 
 
 def has_identifiers(name: str, given: argparse.Namespace) -> bool:
@@ -90,25 +109,47 @@ def kept(
     given: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The rows of a variant, measured now unless they lie in the work directory."""
-    folder = given.work / name / "ablations"
+    folder = given.work / name / ("ablations-kept" if given.features else "ablations")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{variant.replace(' ', '-')}.{given.n}.{given.draws}.{given.repeats}.json"
     if not file.exists():
         print(f"-- {name}: {variant}", file=sys.stderr, flush=True)
-        asked = argparse.Namespace(
-            name=name,
-            data=given.data,
-            work=given.work / name,
-            backbone=pretrained(name, backbone, given),
-            n=given.n,
-            draws=given.draws,
-            recipes=recipes,
-            repeats=given.repeats,
+        tables, model = features(name, backbone, given)
+        if drop - {"identifiers"} - tables.table.blocks:
+            return []
+        settings = AdaptSettings(recipes=tuple(recipes.split(",")))
+        ladder = (
+            ladder_recipes(settings, model)
+            if model is not None
+            else [r for r in standard_recipes() if r.name in settings.recipes]
         )
-        found = [r for r in measure(asked, drop) if r["recipe"] in recipes.split(",")]
-        file.write_text(json.dumps(found), encoding="utf-8")
+        left = without(tables.table, tables.schema, drop)
+        ladder = [r for r in ladder if not missing_reason(r, left)]
+        found = judged(tables, ladder, given.repeats, drop) if ladder else []
+        rows = [r for r in found if r["recipe"] in settings.recipes]
+        file.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(file.read_text(encoding="utf-8"))
     return [{"set": name, "variant": variant, **row} for row in rows]
+
+
+_LAST: dict[tuple[str, str], tuple[Tables, Backbone | None]] = {}
+
+
+def features(name: str, backbone: str, given: argparse.Namespace) -> tuple[Tables, Backbone | None]:
+    """Features of a variant's backbone, kept for one variant: those of all blocks share them."""
+    key = (name, backbone)
+    if key not in _LAST:
+        _LAST.clear()
+        asked = argparse.Namespace(
+            name=name, data=given.data, work=given.work / name, n=given.n, draws=given.draws
+        )
+        if given.features:
+            schema = EventStore.open(asked.work / "store").schema
+            _LAST[key] = kept_tables(asked, given.features, schema), None
+        else:
+            model = load_backbone(pretrained(name, backbone, given))
+            _LAST[key] = build(asked, model), model
+    return _LAST[key]
 
 
 def pretrained(name: str, variant: str, given: argparse.Namespace) -> Path:
@@ -133,6 +174,8 @@ def pretrained(name: str, variant: str, given: argparse.Namespace) -> Path:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean over the draws of cross-validated log-loss and test KS."""
+    if not rows:
+        return "nothing was measured"
     frame = (
         pl.DataFrame(rows)
         .group_by("set", "variant", "recipe", maintain_order=True)

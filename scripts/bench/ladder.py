@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,11 @@ from finetune.file_scoring import population_of
 from finetune.ladder import run_ladder
 from finetune.metrics import auc, ks
 from finetune.modelling import AdaptSettings, ladder_recipes
-from finetune.samples import check_samples
-from finetune.table import FeatureTable
-from foundation.checkpoint import load_backbone
+from finetune.recipes import Recipe
+from finetune.samples import Samples, check_samples
+from finetune.table import Column, FeatureTable
+from foundation.checkpoint import Backbone, load_backbone
+from foundation.errors import DataError
 from foundation.schema import Schema
 from foundation.store import EventStore
 
@@ -49,42 +53,104 @@ def main() -> None:
         pl.DataFrame(rows).write_parquet(arguments.output)
 
 
+@dataclass
+class Tables:
+    """Features of every row that is drawn or tested.
+
+    Attributes:
+        draws: rows of the pool, one array per draw. used: rows of the pool that `table` holds.
+        samples: what is known of those. held: features of the test. y: labels of the test.
+    """
+
+    draws: list[np.ndarray]
+    used: np.ndarray
+    samples: Samples
+    table: FeatureTable
+    held: FeatureTable
+    y: np.ndarray
+    schema: Schema
+
+
 def measure(arguments: argparse.Namespace, drop: frozenset[str] = frozenset()) -> list[dict]:
     """One row per draw and recipe, without the columns of the blocks in `drop`."""
-    folder = arguments.data / arguments.name
-    pool, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("pool", "test"))
-    draws = [
-        np.random.default_rng(100 + k).choice(len(pool), arguments.n, replace=False)
-        for k in range(arguments.draws)
-    ]
-    used = np.unique(np.concatenate(draws))
-    store = EventStore.open(arguments.work / "store")
     backbone = load_backbone(arguments.backbone or arguments.work / "backbone")
-    schema = backbone.schema
-    pool_samples = check_samples(pool[used], schema, True, True)
-    test_samples = check_samples(test, schema, True, True)
     settings = AdaptSettings(recipes=tuple(filter(None, arguments.recipes.split(","))))
     recipes = ladder_recipes(settings, backbone)
-    tuned = any(r.slow for r in recipes)
+    tables = build(arguments, backbone, any(r.slow for r in recipes))
+    return judged(tables, recipes, arguments.repeats, drop)
+
+
+def build(arguments: argparse.Namespace, backbone: Backbone, tuned: bool = False) -> Tables:
+    """Features of a backbone; forecasts of pool rows are cross-fitted.
+
+    Args:
+        tuned: keep histories, for the recipes that read them.
+    """
+    folder, schema = arguments.data / arguments.name, backbone.schema
+    pool, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("pool", "test"))
+    draws, used = drawn(len(pool), arguments.n, arguments.draws)
+    store = EventStore.open(arguments.work / "store")
+    samples = check_samples(pool[used], schema, True, True)
+    tests = check_samples(test, schema, True, True)
     with tempfile.TemporaryDirectory() as scratch:
-        builder, _ = make_builder(backbone, pool_samples, Path(scratch))
-        train = population_of(store, schema, pool_samples)
+        builder, _ = make_builder(backbone, samples, Path(scratch))
+        train = population_of(store, schema, samples)
         run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
         table = builder.table(train, boosted=run, keep_histories=tuned)
-        held = builder.table(population_of(store, schema, test_samples), keep_histories=tuned)
-    table, held = (without(t, schema, drop) for t in (table, held))
+        held = builder.table(population_of(store, schema, tests), keep_histories=tuned)
+    return Tables(draws, used, samples, table, held, tests.y, schema)
+
+
+def kept_tables(arguments: argparse.Namespace, folders: Sequence[Path], schema: Schema) -> Tables:
+    """Features that the few-label benchmark has kept, of pool and test rows in this order.
+
+    Args:
+        folders: of columns.json and values.npy, side by side.
+    Raises:
+        DataError: a folder holds another number of rows.
+    """
+    folder = arguments.data / arguments.name
+    pool, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("pool", "test"))
+    draws, used = drawn(len(pool), arguments.n, arguments.draws)
+    columns: list[Column] = []
+    values = []
+    for files in folders:
+        listed = json.loads((files / "columns.json").read_text(encoding="utf-8"))
+        columns += [
+            Column(c, "forecast")
+            if isinstance(c, str)
+            else Column(**{**c, "levels": tuple(c["levels"])})
+            for c in listed
+        ]
+        values.append(np.load(files / "values.npy").astype(np.float32))
+        if len(values[-1]) != len(pool) + len(test):
+            raise DataError(
+                f"{files}: {len(values[-1])} rows, expected the {len(pool)} of the pool and the "
+                f"{len(test)} of the test"
+            )
+    whole = FeatureTable(tuple(columns), np.hstack(values))
+    samples = check_samples(pool[used], schema, True, True)
+    held = whole.take(np.arange(len(pool), len(whole)))
+    y = test["label"].to_numpy().astype(np.float64)
+    return Tables(draws, used, samples, whole.take(used), held, y, schema)
+
+
+def drawn(pool: int, n: int, draws: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows of every draw, and the rows that any of them holds, ascending."""
+    out = [np.random.default_rng(100 + k).choice(pool, n, replace=False) for k in range(draws)]
+    return out, np.unique(np.concatenate(out))
+
+
+def judged(
+    tables: Tables, recipes: list[Recipe], repeats: int, drop: frozenset[str] = frozenset()
+) -> list[dict]:
+    """One row per draw and recipe, without the columns of the blocks in `drop`."""
+    table, held = (without(t, tables.schema, drop) for t in (tables.table, tables.held))
     rows: list[dict] = []
-    for k, draw in enumerate(draws):
-        at = np.searchsorted(used, draw)
-        rows += _one_draw(
-            k,
-            table.take(at),
-            pool_samples.take(at),
-            held,
-            test_samples.y,
-            recipes,
-            arguments.repeats,
-        )
+    for k, draw in enumerate(tables.draws):
+        at = np.searchsorted(tables.used, draw)
+        taught = tables.samples.take(at)
+        rows += _one_draw(k, table.take(at), taught, held, tables.y, recipes, repeats)
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -114,10 +180,10 @@ def identifier_starts(schema: Schema) -> tuple[str, ...]:
 def _one_draw(
     k: int,
     table: FeatureTable,
-    samples,
+    samples: Samples,
     held: FeatureTable,
     y: np.ndarray,
-    recipes: list,
+    recipes: list[Recipe],
     repeats: int,
 ) -> list[dict]:
     ladder = run_ladder(
