@@ -81,7 +81,7 @@ def golden_difference(package: Package, proofs: Proofs) -> float:
         if not covered:
             parts = [samples[i : i + 1] for i in range(min(ALONE, len(samples)))]
             alone = [package.features(package.population(frames, profile, p)) for p in parts]
-    alone = alone or [_row(table, i) for i in range(min(ALONE, len(table)))]
+    alone = alone or [table.take(np.array([i])) for i in range(min(ALONE, len(table)))]
     found = [_difference(package, table, expected)]
     found += [_difference(package, row, expected[i : i + 1]) for i, row in enumerate(alone)]
     worst = float(np.max(found))  # NaN where one of them is
@@ -93,12 +93,6 @@ def golden_difference(package: Package, proofs: Proofs) -> float:
 def _difference(package: Package, table: FeatureTable, expected: np.ndarray) -> float:
     found = package.probability(package.logit(table))
     return float(np.max(np.abs(found - expected), initial=0.0))
-
-
-def _row(table: FeatureTable, row: int) -> FeatureTable:
-    """One row of a table."""
-    histories = None if table.histories is None else table.histories.take(np.array([row]))
-    return FeatureTable(table.columns, table.values[row : row + 1], histories)
 
 
 def golden_frames(

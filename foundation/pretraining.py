@@ -261,13 +261,13 @@ def prepare(
         windows = WindowBatches(events, queries, targets)
         return lambda step: training_batch(windows.arrays(source.plan(step)), step)
 
-    there = len(checking.entities) > 0
-    count = min(config.validation_batches, checking.steps_per_epoch) if there else 0
-    validation = [maker(checking, pool)(k) for k in range(count)]
-    settling = []
-    if there and late is not None:
-        make = maker(checking, late)
-        settling = [make(k) for k in range(min(SETTLING, checking.steps_per_epoch))]
+    def held_batches(targets: CutPool, most: int) -> list[TrainingBatch]:
+        make = maker(checking, targets)
+        count = min(most, checking.steps_per_epoch) if len(checking.entities) else 0
+        return [make(k) for k in range(count)]
+
+    validation = held_batches(pool, config.validation_batches)
+    settling = [] if late is None else held_batches(late, SETTLING)
     unseen = unseen_extra(timeline, until_us, entity, cut_us)
     return Prepared(maker(training, learned), validation, settling, steps, unseen)
 
