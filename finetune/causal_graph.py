@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -31,8 +30,6 @@ from foundation.event_encoder import Fusion, TokenTable
 # numbers, six times slower, and so would -80 the product behind it. Masked weights become at most
 # exp(MASKED + the spread of a row's scores), far under float32's resolution beside the others.
 MASKED = -60.0
-# The rows of a history attend in so many parts, each to the events up to its own last row.
-PARTS = 2
 
 
 @dataclass(frozen=True)
@@ -66,29 +63,23 @@ def history_graph(model: RiskBackbone, products: Products = plain_products) -> o
     size, batch = w.op("Shape", tokens, start=0, end=1), w.op("Shape", tokens, start=1, end=2)
     step = w.op("Unsqueeze", w.arange(size), w.ints(1))
     here = w.op("Equal", step, position)
-    x = w.op("Where", w.op("Unsqueeze", here, w.ints(2)), query, tokens)
+    place = w.op("Unsqueeze", w.arange(batch), w.ints(0))
+    x = put_at(w, tokens, query, position, place)
     days = w.op("Where", here, query_days, w.op("Concat", event_days, query_days, axis=0))
     index = w.op("Expand", step, w.op("Concat", size, batch, axis=0))
     turns = rotary_turns(w, model, index, days)
-    parts = _parts(w, size, step)
+    parts = _parts(w, size)
 
     *blocks, last = model.blocks
     for block in blocks:
         q, k, v = heads(w, block, x, turns, products)
         attended = [
-            attend(
-                w,
-                w.slice(q, start, stop),
-                w.slice(k, w.ints(0), stop),
-                w.slice(v, w.ints(0), stop),
-                mask,
-            )
+            attend(w, w.slice(q, start, stop), *(_upto(w, z, stop, size) for z in (k, v)), mask)
             for start, stop, mask in parts
         ]
         seen = w.op("Concat", *attended, axis=0)
         x = after(w, block, x, w.op("Reshape", seen, w.ints(0, 0, width)), products)
 
-    place = w.op("Unsqueeze", w.arange(batch), w.ints(0))
     before = w.op("Max", w.op("Sub", position, w.ints(1)), w.ints(0))
     own, final = (
         w.op("Add", w.op("Mul", row, batch), place)  # [1, B] rows of [S B, D]
@@ -96,7 +87,7 @@ def history_graph(model: RiskBackbone, products: Products = plain_products) -> o
     )
     states = norm(w, model.final_norm, x)
     some = w.op("Min", w.op("Cast", "query_position", to=FLOAT), w.number(1.0))
-    newest = w.op("Reshape", rows_at(w, states, final), w.ints(-1, width))
+    newest = w.op("Reshape", rows_at(w, states, final, width), w.ints(-1, width))
     total = total_before(w, states, step, position)
     w.output("mean", mean_of(w, total, "query_position"), ["B", width])
     w.output("last", w.op("Mul", newest, some), ["B", width])
@@ -106,7 +97,7 @@ def history_graph(model: RiskBackbone, products: Products = plain_products) -> o
     q, k, v = last_heads(w, last, x, own, turns, products)
     seen = attend(w, q, k, v, w.op("Unsqueeze", mask, w.ints(1, 2)))
     seen = w.op("Reshape", seen, w.ints(0, 0, width))
-    answer(w, model, after(w, last, rows_at(w, x, own), seen, products), "B")
+    answer(w, model, after(w, last, rows_at(w, x, own, width), seen, products), "B")
     w.outputs.sort(key=lambda o: ("query", "mean", "last", "forecasts").index(o.name))
     return w.finish("history")
 
@@ -117,25 +108,28 @@ def event_tokens(w: Writer, model: RiskBackbone, batch: int | str) -> tuple[str,
     Declares the inputs source, code, value, extra and days.
     """
     source = w.op("Transpose", w.input("source", INT64, [batch, "L"]), perm=[1, 0])
-    embedded = w.op("Gather", w.constant(_array(model.tables().source)), source)
+    shape = w.op("Concat", w.op("Shape", source), w.ints(model.config.width), axis=0)
+    table = _array(model.tables().source) + _array(model.event_fusion.extra.bias)
+    embedded = w.op("Gather", w.constant(table), w.op("Reshape", source, w.ints(-1)))
     slots = _slots(w, model, ("code", "value"), (batch, "L"), event=True)
     total = embedded if slots is None else w.op("Add", slots, embedded)
     extra = w.input("extra", FLOAT, [batch, "L", model.config.extra])
-    extra = w.op("Transpose", extra, perm=[1, 0, 2])
-    days = w.op("Transpose", w.input("days", FLOAT, [batch, "L"]), perm=[1, 0])
     read = _read(model, EVENT_EXTRA)
-    return _fused(w, model.event_fusion, total, extra, read), days
+    tokens = _fused(w, model.event_fusion, total, _rows(w, extra, len(read)), read)
+    days = w.op("Transpose", w.input("days", FLOAT, [batch, "L"]), perm=[1, 0])
+    return w.op("Reshape", tokens, shape), days
 
 
 def query_tokens(w: Writer, model: RiskBackbone, batch: int | str) -> tuple[str, str]:
     """Query tokens, [1, B, D], and their days, [1, B]; declares the inputs of a query."""
     slots = _slots(w, model, ("query_code", "query_value"), (batch, 1), event=False)
+    bias = w.constant(_array(model.query_fusion.extra.bias))
+    total = bias if slots is None else w.op("Add", slots, bias)
     extra = w.input("query_extra", FLOAT, [batch, 1, model.config.query_extra])
-    extra = w.op("Transpose", extra, perm=[1, 0, 2])
+    read, token = _read(model, QUERY_EXTRA), _array(model.query_token)
+    tokens = _fused(w, model.query_fusion, total, _rows(w, extra, len(read)), read, token)
     days = w.op("Transpose", w.input("query_days", FLOAT, [batch, 1]), perm=[1, 0])
-    read = _read(model, QUERY_EXTRA)
-    token = _array(model.query_token)
-    return _fused(w, model.query_fusion, slots, extra, read, token), days
+    return w.op("Unsqueeze", tokens, w.ints(0)), days
 
 
 def rotary_turns(w: Writer, model: RiskBackbone, index: str, days: str) -> Turns:
@@ -172,7 +166,7 @@ def last_heads(
     query, key, value = _projections(block)
     seen = norm(w, block.attention_norm, x)
     k, v = products(w, seen, [key, value])
-    (q,) = products(w, rows_at(w, seen, own), [query])
+    (q,) = products(w, rows_at(w, seen, own, block.width), [query])
     only = Turns(turns.cos, turns.sin, own, own=True)
     return _turned(w, block, q, only), _turned(w, block, k, turns), _cut(w, block, v.settle(w))
 
@@ -211,10 +205,9 @@ def answer(w: Writer, model: RiskBackbone, own: str, batch: int | str) -> None:
     w.output("forecasts", forecasts, [batch, head.out_features])
 
 
-def rows_at(w: Writer, x: str, rows: str) -> str:
-    """[..., D] rows of [S, B, D] by their numbers among all S B."""
-    width = w.op("Shape", x, start=2, end=3)
-    return w.op("Gather", w.op("Reshape", x, w.op("Concat", w.ints(-1), width, axis=0)), rows)
+def rows_at(w: Writer, x: str, rows: str, width: int) -> str:
+    """[..., D] rows of [S, B, D] by their numbers among all S B; D is the width."""
+    return w.op("Gather", w.op("Reshape", x, w.ints(-1, width)), rows)
 
 
 def total_before(w: Writer, states: str, step: str, position: str) -> str:
@@ -233,28 +226,49 @@ def mean_of(w: Writer, total: str, count: str) -> str:
     return w.op("Cast", w.op("Div", total, count), to=FLOAT)
 
 
-def causal_mask(w: Writer, step: str) -> str:
-    """[S, S] to add to scores: a token sees itself and those before; steps [S, 1] 0, 1, ..."""
-    ahead = w.op("Greater", w.op("Transpose", step, perm=[1, 0]), step)
-    return w.op("Mul", w.op("Cast", ahead, to=FLOAT), w.number(MASKED))
+def put_at(w: Writer, x: str, row: str, position: str, place: str) -> str:
+    """x [S, B, D] with row [1, B, D] where position [1, B] says; place is 0, 1, ... [1, B]."""
+    found = w.op("Concat", *(w.op("Unsqueeze", i, w.ints(2)) for i in (position, place)), axis=2)
+    return w.op("ScatterND", x, found, row)
 
 
-def _parts(w: Writer, size: str, step: str) -> list[tuple[str, str, str]]:
-    """First row, row behind the last, and mask, of the parts of a history's rows."""
-    mask = causal_mask(w, step)
-    bounds = [
-        w.op("Div", w.op("Mul", size, w.ints(part)), w.ints(PARTS)) for part in range(PARTS + 1)
-    ]
-    return [
-        (start, stop, w.slice(w.slice(mask, start, stop), w.ints(0), stop, axis=1))
-        for start, stop in pairwise(bounds)
-    ]
+def causal_mask(w: Writer, first: str, stop: str) -> str:
+    """[s, t] to add to scores: rows first to stop - 1 of t = stop tokens see themselves and those
+    before; both bounds are [1] int64, first is below stop (Trilu of nothing ends the process)."""
+    shape = w.op("Concat", w.op("Sub", stop, first), stop, axis=0)
+    behind = w.op("Add", first, w.ints(1))
+    return w.op("Trilu", w.op("Expand", w.number(MASKED), shape), behind, upper=1)
+
+
+def _parts(w: Writer, size: str) -> list[tuple[str, str, str]]:
+    """First row, row behind the last, and mask, of the two halves of a history's rows.
+
+    The first half may have no row; its mask is where the second sees the second.
+    """
+    half = w.op("Div", size, w.ints(2))
+    mask = causal_mask(w, half, size)
+    corner = (
+        w.op("Concat", w.ints(0), half, axis=0),
+        w.op("Concat", half, w.op("Add", half, half), axis=0),
+    )
+    first = w.op("Slice", mask, *corner, w.ints(0, 1))
+    return [(w.ints(0), half, first), (half, size, mask)]
+
+
+def _upto(w: Writer, x: str, stop: str, size: str) -> str:
+    """The first rows of x, which has `size`."""
+    return x if stop == size else w.slice(x, w.ints(0), stop)
+
+
+def _rows(w: Writer, x: str, columns: int) -> str:
+    """[B, L, columns] as [L B, columns]: a row for every token."""
+    return w.op("Reshape", w.op("Transpose", x, perm=[1, 0, 2]), w.ints(-1, columns))
 
 
 def _slots(
     w: Writer, model: RiskBackbone, names: tuple[str, str], shape: Sequence[int | str], event: bool
 ) -> str | None:
-    """[L, B, E]: the sum of each token's slots as `TokenTable.slots`; None without any slot."""
+    """[L B, E]: the sum of each token's slots as `TokenTable.slots`; None without any slot."""
     owners = model.layout["slot_owner"].numpy(force=True)
     mine = owners >= 0 if event else owners < 0
     columns = model.layout["slot_column"].numpy(force=True)[mine]
@@ -264,60 +278,66 @@ def _slots(
     numbers = model._numbers[0 if event else 1]
     still = [k for k in range(width) if k not in set(numbers)]
     tables, tokens = model.tables(), model.tokens
-    code = w.op("Transpose", w.input(names[0], INT64, [*shape, width]), perm=[1, 0, 2])
+    code = _rows(w, w.input(names[0], INT64, [*shape, width]), width)
     found = []
     if still:
-        picked = w.op("Gather", code, w.ints(*still), axis=2)
+        picked = w.op("Gather", code, w.ints(*still), axis=1)
         rows = w.op("Gather", w.constant(_array(tables.still)), picked)
-        found.append(w.op("ReduceSum", rows, w.ints(2), keepdims=0))
+        found.append(w.op("ReduceSum", rows, w.ints(1), keepdims=0))
     if numbers:
-        value = w.op("Transpose", w.input(names[1], FLOAT, [*shape, width]), perm=[1, 0, 2])
-        value = w.op("Gather", value, w.ints(*numbers), axis=2)
-        picked = w.op("Gather", code, w.ints(*numbers), axis=2)
-        scale = w.op("Gather", w.constant(_array(tables.scale)), picked)
-        moved = w.op("Mul", _positions(w, tokens, value), scale)
-        rows = w.op("Add", w.op("Gather", w.constant(_array(tables.code)), picked), moved)
-        found.append(w.op("ReduceSum", _silu(w, rows), w.ints(2), keepdims=0))
+        value = _rows(w, w.input(names[1], FLOAT, [*shape, width]), width)
+        value = w.op("Gather", value, w.ints(*numbers), axis=1)
+        picked = w.op("Reshape", w.op("Gather", code, w.ints(*numbers), axis=1), w.ints(-1))
+        # What the layer of positions adds to all of a code is a part of the code.
+        scale = _array(tables.scale)
+        bias = scale * _array(tokens.value.bias)
+        moved = w.op("Mul", _positions(w, tokens, value), w.op("Gather", w.constant(scale), picked))
+        known = w.op("Gather", w.constant(_array(tables.code) + bias), picked)
+        rows = _silu(w, w.op("Add", known, moved))
+        rows = w.op("Reshape", rows, w.ints(-1, len(numbers), scale.shape[1]))
+        found.append(w.op("ReduceSum", rows, w.ints(1), keepdims=0))
     return found[0] if len(found) == 1 else w.op("Add", *found)
 
 
 def _positions(w: Writer, tokens: TokenTable, value: str) -> str:
-    """[..., E] of positions within bins [...]: hats and waves through their layer."""
+    """[N, E] of N positions within bins: hats and waves through their layer, without its bias."""
     steps = np.arange(tokens.knots, dtype=np.float32)
-    value = w.op("Unsqueeze", value, w.ints(-1))
-    apart = w.op("Sub", w.op("Mul", value, w.number(tokens.knots - 1)), w.constant(steps))
+    # A product with [position, 1] takes less than operations that spread a position over knots.
+    pair = w.op("Pad", w.op("Reshape", value, w.ints(-1, 1)), w.ints(0, 0, 0, 1), w.number(1.0))
+    slope = np.full_like(steps, tokens.knots - 1)
+    apart = w.op("MatMul", pair, w.constant(np.stack([slope, -steps])))
     hats = w.op("Relu", w.op("Sub", w.number(1.0), w.op("Abs", apart)))
     turn = (np.float32(torch.pi) * (steps + 1)).astype(np.float32)
-    waves = w.op("Cos", w.op("Mul", value, w.constant(turn)))
-    product = w.op(
-        "MatMul", w.op("Concat", hats, waves, axis=-1), w.constant(_matrix(tokens.value))
-    )
-    return w.op("Add", product, w.constant(_array(tokens.value.bias)))
+    waves = w.op("Cos", w.op("MatMul", pair, w.constant(np.stack([turn, 0 * turn]))))
+    return w.op("MatMul", w.op("Concat", hats, waves, axis=-1), w.constant(_matrix(tokens.value)))
 
 
 def _fused(
     w: Writer,
     fusion: Fusion,
-    slots: str | None,
+    total: str,
     extra: str,
     read: np.ndarray,
     token: np.ndarray | float = 0.0,
 ) -> str:
-    """`Fusion` of slots and extra columns (read where `read` [X] is 1), plus a constant token."""
+    """[N, D]: `Fusion` of slots and extra columns, plus a constant token.
+
+    Args:
+        total: [N, E] or [E] slots and the bias of the extra columns.
+        extra: [N, X]; read where `read` [X] is 1.
+    """
     hidden = fusion.mix_out.in_features
-    product = w.op("MatMul", extra, w.constant(_matrix(fusion.extra) * read[:, None]))
-    total = w.op("Add", product, w.constant(_array(fusion.extra.bias)))
-    mixed = norm(w, fusion.norm, total if slots is None else w.op("Add", slots, total))
+    total = w.op("Gemm", extra, w.constant(_matrix(fusion.extra) * read[:, None]), total)
+    mixed = norm(w, fusion.norm, total)
     into, bias = _matrix(fusion.mix_in), _array(fusion.mix_in.bias)
     gate, value = (
-        w.op("Add", w.op("MatMul", mixed, w.constant(into[:, half])), w.constant(bias[half]))
+        w.op("Gemm", mixed, w.constant(into[:, half]), w.constant(bias[half]))
         for half in (slice(hidden), slice(hidden, None))
     )
     gated = w.op("Mul", _silu(w, gate), value)
-    out = w.op("MatMul", gated, w.constant(_matrix(fusion.mix_out)))
-    skip = w.op("MatMul", mixed, w.constant(_matrix(fusion.skip)))
+    out = np.concatenate([_matrix(fusion.mix_out), _matrix(fusion.skip)])
     constant = w.constant(_array(fusion.mix_out.bias) + token)
-    return w.op("Add", w.op("Add", out, skip), constant)
+    return w.op("Gemm", w.op("Concat", gated, mixed, axis=-1), w.constant(out), constant)
 
 
 def _projections(block: Block) -> list[np.ndarray]:

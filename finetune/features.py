@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from threading import Event
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +29,8 @@ from foundation.schema import Schema
 from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
 
 POOLINGS = ("query", "mean", "last")
+# How the backbone's graphs multiply, see `finetune.quantized`.
+FLOAT32, INT8 = "float32", "int8"
 # Up to so many samples, of so many events at least, the history graph runs beside the aggregates,
 # which are then mostly Python: a request waits for the longer of the two. For files both use every
 # core already; for a short history waking a thread costs as much as the graph.
@@ -43,8 +44,8 @@ Follow = Callable[["Histories", Timeline], tuple[np.ndarray, np.ndarray]]
 
 @cache
 def _beside() -> ThreadPoolExecutor:
-    """Threads for history graphs that run beside the aggregates, for all builders of a process."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="history")
+    """Threads for aggregates beside a history graph, for all builders of a process."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="aggregates")
 
 
 def open_session(graph: str | bytes, threads: int = 1) -> ort.InferenceSession:
@@ -107,6 +108,8 @@ class FeatureBuilder:
         boosted_targets, network_targets: forecast names of the two.
         based_targets: those of the network that are added to the boosted forecasts' log-odds.
         titles: forecast name -> words for people.
+        precision: of `history`. With `int8` only histories of equal length share a run: padding
+            changes the last bit of a sum, and a value on the edge between two steps with it.
     """
 
     schema: Schema
@@ -119,6 +122,7 @@ class FeatureBuilder:
     based_targets: tuple[str, ...] = ()
     titles: dict[str, str] = field(default_factory=dict)
     max_events: int = 256
+    precision: str = FLOAT32
     _columns: dict[tuple[bool, int | None], tuple[Column, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -144,37 +148,40 @@ class FeatureBuilder:
             boosted: replaces the boosted graph, for cross-fitted training rows:
                 aggregates [S, A] -> probabilities [S, T].
             batch_size: rows per run of the backbone; a row's values do not depend on it
-                beyond 1e-5.
+                beyond 1e-5, and not at all with `int8`.
             follow: takes the place of the backbone's graph for a single sample, see
                 `finetune.incremental.following`.
         """
         want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
         cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
         states = bool(network and self.history and want & {"forecast", "embedding"})
-        histories = running = None
-        if states or keep_histories:
-            histories = self._histories(population, cut_)
-        few = len(cut_) <= BESIDE and int((cut_.stop - cut_.start).sum()) >= WORTH_A_THREAD
-        if histories is not None and states and few and follow is None:
-            running = self._begin(histories, batch_size, progress)
-        aggregates = self.spec.compute(
-            population.timeline,
-            cut_,
-            population.profile,
-            population.entity_ids,
-            population.context,
-            only=only,
-        )
-        parts, width = [aggregates], None
         forecast = bool(self.boosted_targets and ("forecast" in want or states))
-        if forecast:
-            run = boosted or self._boosted
-            parts.append(run(aggregates).astype(np.float32))
-        if histories is not None and states:
+
+        def read() -> list[np.ndarray]:
+            aggregates = self.spec.compute(
+                population.timeline,
+                cut_,
+                population.profile,
+                population.entity_ids,
+                population.context,
+                only=only,
+            )
+            if not forecast:
+                return [aggregates]
+            return [aggregates, (boosted or self._boosted)(aggregates).astype(np.float32)]
+
+        histories = self._histories(population, cut_) if states or keep_histories else None
+        if histories is None or not states:
+            parts, width = read(), None
+        else:
+            few = len(cut_) <= BESIDE and int((cut_.stop - cut_.start).sum()) >= WORTH_A_THREAD
+            # Another thread gets to its Python once this one is in the graph.
+            reading = _beside().submit(read) if few and follow is None else None
             if follow is not None:
                 found = follow(histories, population.timeline)
             else:
-                found = running.result() if running else self._run(histories, batch_size, progress)
+                found = self._run(histories, batch_size, progress)
+            parts = read() if reading is None else reading.result()
             if self.network_targets:
                 parts.append(self._network_forecasts(found[1], parts[-1]))
             parts.append(found[0])
@@ -195,26 +202,6 @@ class FeatureBuilder:
                 base = np.clip(base, TINY, 1 - TINY)
                 total[:, t] += np.log(base / (1 - base))
         return (1.0 / (1.0 + np.exp(-total))).astype(np.float32)
-
-    def _begin(
-        self, histories: Histories, batch_size: int, progress: Progress | None
-    ) -> Future[tuple[np.ndarray, np.ndarray]]:
-        """`_run` on a thread beside this one; returns once that thread is in the graph.
-
-        Without waiting for it, this thread's Python would hold the interpreter for its whole
-        switch interval before the graph began.
-        """
-        begun = Event()
-
-        def run() -> tuple[np.ndarray, np.ndarray]:
-            try:
-                return self._run(histories, batch_size, progress, begun)
-            finally:
-                begun.set()
-
-        future = _beside().submit(run)
-        begun.wait()
-        return future
 
     def _column_list(self, forecast: bool, width: int | None) -> tuple[Column, ...]:
         """Columns of a table with or without boosted forecasts and states; the same tuple again."""
@@ -260,13 +247,8 @@ class FeatureBuilder:
         histories: Histories,
         batch_size: int,
         progress: Progress | None,
-        begun: Event | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """States [S, 3 D] and forecast log-odds [S, T] from the ONNX graph.
-
-        Args:
-            begun: set right before the graph runs.
-        """
+        """States [S, 3 D] and forecast log-odds [S, T] from the ONNX graph."""
         assert self.history is not None
         total = len(histories.cut)
         outputs: dict[str, np.ndarray] = {}
@@ -274,11 +256,14 @@ class FeatureBuilder:
         inputs = {i.name for i in self.history.get_inputs()}
         done = 0
         for rows, batch in history_batches(
-            histories.events, histories.cut, histories.queries, batch_size, histories.max_events
+            histories.events,
+            histories.cut,
+            histories.queries,
+            batch_size,
+            histories.max_events,
+            alike=self.precision == INT8,
         ):
             feed = {k: v for k, v in batch.arrays().items() if k in inputs}
-            if begun is not None:
-                begun.set()
             for name, value in zip(names, self.history.run(None, feed), strict=True):
                 if name not in outputs:
                     outputs[name] = np.empty((total, value.shape[-1]), dtype=np.float32)

@@ -36,6 +36,7 @@ from finetune.causal_graph import (
     last_heads,
     mean_of,
     norm,
+    put_at,
     query_tokens,
     rotary_turns,
     rows_at,
@@ -120,7 +121,8 @@ def incremental_graph(model: RiskBackbone, products: Products = plain_products) 
     size, batch = w.op("Shape", tokens, start=0, end=1), w.op("Shape", tokens, start=1, end=2)
     step = w.op("Unsqueeze", w.arange(size), w.ints(1))
     here = w.op("Equal", step, fresh)
-    x = w.op("Where", w.op("Unsqueeze", here, w.ints(2)), query, tokens)
+    place = w.op("Unsqueeze", w.arange(batch), w.ints(0))
+    x = put_at(w, tokens, query, fresh, place)
     days = w.op("Where", here, query_days, w.op("Concat", event_days, query_days, axis=0))
     index = w.op("Add", step, w.op("Transpose", cached, perm=[1, 0]))
     turns = rotary_turns(w, model, index, days)
@@ -130,7 +132,9 @@ def incremental_graph(model: RiskBackbone, products: Products = plain_products) 
     absent = w.op("Unsqueeze", w.op("Mul", absent, w.number(MASKED)), w.ints(1, 2))
     one = w.ints(1)
     before = w.op("Expand", absent, w.op("Concat", one, one, size, one, axis=0))
-    among = w.op("Expand", causal_mask(w, step), w.op("Concat", batch, one, size, size, axis=0))
+    among = w.op(
+        "Expand", causal_mask(w, w.ints(0), size), w.op("Concat", batch, one, size, size, axis=0)
+    )
     mask = w.op("Concat", before, among, axis=3)
 
     *blocks, last = model.blocks
@@ -142,7 +146,6 @@ def incremental_graph(model: RiskBackbone, products: Products = plain_products) 
         seen = w.op("Reshape", attend(w, q, k, v, mask), w.ints(0, 0, width))
         x = after(w, block, x, seen, products)
 
-    place = w.op("Unsqueeze", w.arange(batch), w.ints(0))
     newest = w.op("Max", w.op("Sub", fresh, w.ints(1)), w.ints(0))
     own, final = (w.op("Add", w.op("Mul", row, batch), place) for row in (fresh, newest))
     q, k, v = last_heads(w, last, x, own, turns, products)
@@ -153,12 +156,12 @@ def incremental_graph(model: RiskBackbone, products: Products = plain_products) 
     ahead = w.op("Mul", w.op("Cast", ahead, to=FLOAT), w.number(MASKED))
     only = w.op("Concat", absent, w.op("Unsqueeze", ahead, w.ints(1, 2)), axis=3)
     seen = w.op("Reshape", attend(w, q, k, v, only), w.ints(0, 0, width))
-    answer(w, model, after(w, last, rows_at(w, x, own), seen, products), "B")
+    answer(w, model, after(w, last, rows_at(w, x, own, width), seen, products), "B")
 
     states = norm(w, model.final_norm, x)
     total = w.input("total", DOUBLE, ["B", width])
     total = w.op("Add", total, total_before(w, states, step, fresh))
-    newest_state = w.op("Reshape", rows_at(w, states, final), w.ints(-1, width))
+    newest_state = w.op("Reshape", rows_at(w, states, final, width), w.ints(-1, width))
     some = w.op("Greater", "query_position", w.ints(0))
     kept = w.input("final", FLOAT, ["B", width])
     w.output("mean", mean_of(w, total, w.op("Add", cached, "query_position")), ["B", width])
