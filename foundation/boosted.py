@@ -43,6 +43,8 @@ class BoostSettings(strict.Strict):
         anchored: share of cuts just before an event, the others on the monthly grid; below zero
             decides by the schema: events where it declares what is decided on (context columns or
             a dated profile, such as an application), else the grid.
+        leaves: of a tree. deep_leaves: tried beside it for targets of at least `deep_rows` matured
+            cuts, and taken where held-out entities are forecast better by it; see `capacity`.
         min_class: targets with fewer positives or negatives are skipped.
     """
 
@@ -53,6 +55,8 @@ class BoostSettings(strict.Strict):
     rounds: int = 150
     learning_rate: float = 0.05
     leaves: int = 4
+    deep_leaves: int = 15
+    deep_rows: int = 10_000
     min_leaf: int = 40
     l2: float = 10.0
     column_share: float = 0.3
@@ -66,6 +70,7 @@ class TargetCard(strict.Strict):
 
     Attributes:
         rows, positives: matured training cuts and how many came true.
+        leaves: of the trees; 0 where nobody noted it.
         auc, log_loss: of the cross-fitted predictions on the training cuts.
         reason: why the target was skipped; empty when it was fitted.
     """
@@ -74,6 +79,7 @@ class TargetCard(strict.Strict):
     title: str
     rows: int = 0
     positives: int = 0
+    leaves: int = 0
     auc: float = float("nan")
     log_loss: float = float("nan")
     reason: str = ""
@@ -243,7 +249,8 @@ def fit_forecasters(
     cards = [
         TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)
     ]
-    return train(x, y, fold_of(ids, settings.folds), cards, spec.names, settings, seed)
+    fold = fold_of(ids, settings.folds)
+    return train(x, y, fold, entity, cards, spec.names, settings, seed)
 
 
 def anchored_share(schema: Schema, settings: BoostSettings) -> float:
@@ -258,6 +265,7 @@ def train(
     x: np.ndarray,
     y: np.ndarray,
     fold: np.ndarray,
+    entity: np.ndarray,
     cards: Sequence[TargetCard],
     features: tuple[str, ...],
     settings: BoostSettings,
@@ -266,7 +274,7 @@ def train(
     """Fit one model per target and fold.
 
     Args:
-        x: [R, F] float32. y: [R, T], NaN unknown. fold: [R] int64.
+        x: [R, F] float32. y: [R, T], NaN unknown. fold, entity: [R] int64.
     """
     data = lgb.Dataset(x, free_raw_data=False, params=_params(settings, seed))
     data.construct()
@@ -284,16 +292,59 @@ def train(
             skipped.append(msgspec.structs.replace(card, reason=reason))
             continue
         data.set_label(label)
+        chosen, first = capacity(data, x, label, known, fold, entity, settings, seed)
         rows_of = [np.flatnonzero(known & (fold != k)) for k in range(settings.folds)]
         # One single-threaded fit per core: OpenMP teams of small fits spend their time waiting.
         with ThreadPoolExecutor(settings.threads) as pool:
-            boosters = list(pool.map(lambda r: _fit_one(data, r, settings, seed), rows_of))
+            fits = [pool.submit(_fit_one, data, r, chosen, seed) for r in rows_of[len(first) :]]
+            boosters = [*first, *(fit.result() for fit in fits)]
+        card = msgspec.structs.replace(card, leaves=chosen.leaves)
         models.append(tuple(boosters))
         auc, loss = _cross_fitted(boosters, x, label, known, fold, settings.threads)
         fitted.append(msgspec.structs.replace(card, auc=auc, log_loss=loss))
     return Forecasters(
         tuple(fitted), tuple(models), features, settings.folds, tuple(skipped), settings.threads
     )
+
+
+def capacity(
+    data: lgb.Dataset,
+    x: np.ndarray,
+    label: np.ndarray,
+    known: np.ndarray,
+    fold: np.ndarray,
+    entity: np.ndarray,
+    settings: BoostSettings,
+    seed: int,
+) -> tuple[BoostSettings, list[lgb.Booster]]:
+    """How deep the trees of a target are: deeper ones have to earn it.
+
+    Both depths learn from every fold but the first. The deeper one is taken where it lowers the
+    log-loss of the first fold's entities by more than a standard error, over entities; one choice
+    for all folds.
+
+    Args:
+        data: of x [R, F]. label: [R]. known: [R] bool. fold, entity: [R] int64.
+    Returns:
+        the settings, and the first fold's booster where it was fitted on the way.
+    """
+    held = np.flatnonzero(known & (fold == 0))
+    few = int(known.sum()) < settings.deep_rows or not len(held)
+    if few or settings.deep_leaves <= settings.leaves:
+        return settings, []
+    deep = msgspec.structs.replace(settings, leaves=settings.deep_leaves)
+    rows = np.flatnonzero(known & (fold != 0))
+    with ThreadPoolExecutor(settings.threads) as pool:
+        flat, tall = pool.map(lambda s: _fit_one(data, rows, s, seed), (settings, deep))
+    losses = []
+    for booster in (flat, tall):
+        margin = booster.predict(x[held], raw_score=True, num_threads=settings.threads)
+        losses.append(np.logaddexp(0.0, margin) - label[held] * margin)
+    _, of = np.unique(entity[held], return_inverse=True)
+    gain = np.bincount(of, losses[0] - losses[1])
+    if gain.sum() > np.sqrt(len(gain)) * gain.std():
+        return deep, [tall]
+    return settings, [flat]
 
 
 def _params(settings: BoostSettings, seed: int) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 import polars as pl
@@ -98,15 +99,37 @@ def test_cross_fitted_forecasts_never_saw_the_entity():
     x = rng.normal(size=(300, 4)).astype(np.float32)
     y = (rng.random((300, 1)) < 0.4).astype(np.float32)
     cards = (TargetCard(name="t", title="t"),)
-    before = train(x, y, fold, cards, ("a", "b", "c", "d"), QUICK, 0)
+    before = train(x, y, fold, np.arange(300), cards, ("a", "b", "c", "d"), QUICK, 0)
     changed = y.copy()
     changed[fold == 1] = 1 - changed[fold == 1]
-    after = train(x, changed, fold, cards, ("a", "b", "c", "d"), QUICK, 0)
+    after = train(x, changed, fold, np.arange(300), cards, ("a", "b", "c", "d"), QUICK, 0)
     a, b = (m.predict(x, ids, cross_fitted=True) for m in (before, after))
     assert (a[fold == 1] == b[fold == 1]).all()
     assert (a[fold == 0] != b[fold == 0]).any()
     with pytest.raises(ValueError, match="entity"):
         before.predict(x, cross_fitted=True)
+
+
+@pytest.mark.parametrize(("parity", "leaves"), [(True, 15), (False, 4)])
+def test_deeper_trees_have_to_earn_it(parity: bool, leaves: int) -> None:
+    rng = np.random.default_rng(0)
+    entity = np.repeat(np.arange(600), 5)
+    fold = entity % 3
+    x = rng.normal(size=(len(entity), 4)).astype(np.float32)
+    # An outcome that takes three columns together, or one column alone.
+    margin = 2.0 * np.sign(x[:, 0] * x[:, 1] * x[:, 2]) if parity else 1.5 * np.sign(x[:, 0])
+    y = (rng.random(len(x)) < 1 / (1 + np.exp(-margin))).astype(np.float32)[:, None]
+    settings = msgspec.structs.replace(QUICK, folds=3, rounds=60, column_share=1.0)
+    cards, names = (TargetCard(name="t", title="t"),), ("a", "b", "c", "d")
+    few = train(x, y, fold, entity, cards, names, settings, 0)
+    assert few.cards[0].leaves == 4  # of too few cuts to ask
+    asked = msgspec.structs.replace(settings, deep_rows=1_000)
+    many = train(x, y, fold, entity, cards, names, asked, 0)
+    assert many.cards[0].leaves == leaves
+    alone = msgspec.structs.replace(settings, leaves=leaves)
+    direct = train(x, y, fold, entity, cards, names, alone, 0)
+    texts = [[b.model_to_string() for b in f.models[0]] for f in (many, direct)]
+    assert texts[0] == texts[1]
 
 
 def test_what_becomes_known_later_changes_no_model(fitted):
