@@ -371,9 +371,10 @@ def _column(
 
 def _codes(values: Sequence[Any]) -> Words:
     """Category codes as text, as an import reads them from a file of numbers."""
-    if not set(map(type, values)) <= {str, type(None)}:
-        return Words.read([_text(value) for value in values])
     found = Words.read(values)
+    # Text equals nothing but text, so that different values show whether all were.
+    if not set(map(type, found.values)) <= {str}:
+        return Words.read([_text(value) for value in values])
     clean = [value.strip() for value in found.values]
     if tuple(clean) == found.values and "" not in clean:
         return found
@@ -395,9 +396,10 @@ def _text(value: Any) -> str | None:
 
 def _truths(values: Sequence[Any], at: Callable[[int], str]) -> Words:
     """Booleans; anything but booleans passes through the words an import knows."""
-    if set(map(type, values)) <= {bool, type(None)}:
-        code = np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
-        return Words(code, ("false", "true"))
+    kinds = set(map(type, values))
+    if kinds <= {bool, type(None)}:
+        given = values if kinds == {bool} else [-1 if value is None else value for value in values]
+        return Words(np.array(given, dtype=np.int64), ("false", "true"))
     out: list[str | None] = []
     for index, value in enumerate(values):
         code_text = _text(value)
