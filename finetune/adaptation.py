@@ -19,7 +19,7 @@ from finetune.calibration import apply_calibration
 from finetune.channels import label_record, read_sources, source_notes
 from finetune.evaluation import TestResult, evaluate, ladder_lines, metrics_record
 from finetune.export import PackageParts, Parity, write_package
-from finetune.features import FeatureBuilder, Population
+from finetune.features import FLOAT32, FeatureBuilder, Population
 from finetune.file_scoring import check_same_schema, population_of, require_known
 from finetune.label_power import power_record
 from finetune.modelling import AdaptSettings, Model, Say, check_names, make_model
@@ -120,8 +120,15 @@ def run_adaptation(
         reporter.say(f"note: {note}")
     power = _say_power(samples, test, reporter)
     with tempfile.TemporaryDirectory() as scratch:
-        builder, graphs = make_builder(backbone, samples, Path(scratch), packed=True)
-        sources = read_sources(settings.sources, backbone, builder.spec)
+        precision = settings.precision
+        builder, graphs = make_builder(
+            backbone, samples, Path(scratch), packed=True, precision=precision
+        )
+        if precision != FLOAT32:
+            rounded = precision_note(graphs)
+            reporter.say(f"note: {rounded}")
+            notes.append(rounded)
+        sources = read_sources(settings.sources, backbone, builder.spec, precision)
         told = source_notes(sources, samples, test, backbone.fingerprint, settings.allow_leak)
         for note in told:
             reporter.say(f"note: {note}")
@@ -191,6 +198,17 @@ def training_table(
         )
 
 
+def precision_note(graphs: GraphFiles) -> str:
+    """What a reader of the report must know of rounded graphs."""
+    parity = graphs.parity[graphs.precision]["history"]
+    exact = graphs.parity[FLOAT32]["history"]
+    return (
+        f"the backbone's products are of {graphs.precision} numbers, in what recipes learn from "
+        f"and in the package: states of probes lie within {parity:.2g} of the network "
+        f"({exact:.1g} in float32); prompt and lora, whose graphs stay float32, are left out"
+    )
+
+
 def thin_notes(table: FeatureTable, samples: Samples, backbone: Backbone) -> list[str]:
     """A sentence about samples without any event before as_of, where there are event sources."""
     thin = 0 if table.thin is None else int(table.thin.sum())
@@ -245,6 +263,8 @@ def _write_package(
         max_events=builder.max_events,
         history=graphs.history,
         incremental=graphs.incremental,
+        precision=graphs.precision,
+        graph_parity=graphs.parity,
         forecasters=graphs.forecasters,
         boosted_targets=builder.boosted_targets,
         network_targets=builder.network_targets,

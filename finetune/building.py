@@ -4,58 +4,75 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from finetune.features import FeatureBuilder, open_session
+from finetune.features import FLOAT32, INT8, FeatureBuilder, open_session
 from finetune.file_scoring import check_same_schema, population_of
 from finetune.samples import Samples, read_samples
 from foundation.checkpoint import Backbone, load_backbone
-from foundation.errors import SampleError
+from foundation.errors import SampleError, UserError
 from foundation.store import EventStore
+from foundation.tokenizer import Tokenizer
 from foundation.trees import boosters_to_onnx
+
+if TYPE_CHECKING:
+    from foundation.backbone import RiskBackbone
 
 
 @dataclass
 class GraphFiles:
-    """Graphs a package carries beside its heads."""
+    """Graphs a package carries beside its heads.
 
-    history: Path | None
-    incremental: Path | None
-    forecasters: Any
+    Attributes:
+        precision: of history and incremental graph.
+        parity: precision -> graph -> largest difference to torch over the probes, and what was
+            allowed, as `tolerance`.
+    """
+
+    history: Path | None = None
+    incremental: Path | None = None
+    forecasters: Any = None
+    precision: str = FLOAT32
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def make_builder(
-    backbone: Backbone, samples: Samples | None, scratch: Path, packed: bool = False
+    backbone: Backbone,
+    samples: Samples | None,
+    scratch: Path,
+    packed: bool = False,
+    precision: str = FLOAT32,
 ) -> tuple[FeatureBuilder, GraphFiles]:
     """The feature builder of a backbone; its network and forecasters run as ONNX from here on.
 
     Args:
         packed: also write the graph that goes on from a customer's kept state, for a package.
+        precision: of both graphs. What is learned on the features is learned on states of the
+            graph that is packed.
 
     Levels of context columns that no recorded decision has shown are known only now: the plain
     columns take them from the training samples, the network reads them as unknown.
+
+    Raises:
+        UserError: `int8` for a backbone without a network.
+        ArtifactError: `int8` for a bidirectional one, or on a processor that is not exact.
     """
     tokenizer, spec = backbone.tokenizer, backbone.spec
     if backbone.schema.context and samples is not None:
         spec = spec.extend(None, samples.frame.select(list(backbone.schema.context)))
-    history = incremental = None
+    graphs = GraphFiles(precision=precision)
+    if precision == INT8:
+        _require_int8(backbone)
     network_targets: tuple[str, ...] = ()
     based_targets: tuple[str, ...] = ()
     if backbone.model is not None:
-        from finetune.history_graph import export_history
-
-        history = scratch / "history.onnx"
-        export_history(backbone.model, tokenizer, history)
-        if packed and not backbone.model.config.bidirectional:
-            from finetune.incremental_graph import export_incremental
-
-            incremental = scratch / "incremental.onnx"
-            export_incremental(backbone.model, tokenizer, incremental)
+        for each in dict.fromkeys((FLOAT32, precision)):
+            _export(backbone.model, tokenizer, scratch, graphs, each, packed)
         network_targets = tuple(backbone.model.config.targets)
         based_targets = tuple(backbone.model.config.based)
     forecasters = None
@@ -72,7 +89,7 @@ def make_builder(
         schema=backbone.schema,
         tokenizer=tokenizer,
         spec=spec,
-        history=open_session(str(history), threads=2) if history else None,
+        history=open_session(str(graphs.history), threads=2) if graphs.history else None,
         forecasters=open_session(forecasters.SerializeToString(), threads=2)
         if forecasters
         else None,
@@ -81,8 +98,51 @@ def make_builder(
         based_targets=based_targets,
         titles=titles,
         max_events=backbone.run["config"]["max_events"],
+        precision=precision,
     )
-    return builder, GraphFiles(history, incremental, forecasters)
+    graphs.forecasters = forecasters
+    return builder, graphs
+
+
+def _require_int8(backbone: Backbone) -> None:
+    from finetune.quantized import require_exact
+
+    if backbone.model is None:
+        raise UserError(
+            f"--precision int8: backbone {backbone.path} has no network, so there is nothing to "
+            "round; leave the option out"
+        )
+    require_exact("--precision int8")
+
+
+def _export(
+    model: RiskBackbone,
+    tokenizer: Tokenizer,
+    scratch: Path,
+    graphs: GraphFiles,
+    precision: str,
+    packed: bool,
+) -> None:
+    """Write the network's graphs and note paths and parity; those of `int8` come second, and the
+    float32 ones then only show that nothing but rounding differs."""
+    from finetune.graph_writer import plain_products
+    from finetune.history_graph import TOLERANCE, export_history
+    from finetune.incremental_graph import export_incremental
+    from finetune.quantized import TOLERANCE as ROUNDED
+    from finetune.quantized import export_quantised, int8_products
+
+    rounded = precision == INT8
+    allowed = ROUNDED if rounded else TOLERANCE
+    graphs.history = scratch / f"history_{precision}.onnx"
+    export = export_quantised if rounded else export_history
+    parity = {"history": export(model, tokenizer, graphs.history, allowed)}
+    if packed and not model.config.bidirectional:
+        graphs.incremental = scratch / f"incremental_{precision}.onnx"
+        products = int8_products if rounded else plain_products
+        parity["incremental"] = export_incremental(
+            model, tokenizer, graphs.incremental, products, allowed
+        )
+    graphs.parity[precision] = parity | {"tolerance": allowed}
 
 
 def cross_fitted(backbone: Backbone, entity_ids: pl.Series) -> Callable[[np.ndarray], np.ndarray]:

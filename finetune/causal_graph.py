@@ -73,10 +73,10 @@ def history_graph(model: RiskBackbone, products: Products = plain_products) -> o
     *blocks, last = model.blocks
     for block in blocks:
         q, k, v = heads(w, block, x, turns, products)
-        attended = [
-            attend(w, w.slice(q, start, stop), *(_upto(w, z, stop, size) for z in (k, v)), mask)
-            for start, stop, mask in parts
-        ]
+        attended = []
+        for start, stop, mask in parts:
+            past_k, past_v = (_upto(w, z, stop, size) for z in (k, v))
+            attended.append(attend(w, w.slice(q, start, stop), past_k, past_v, mask))
         seen = w.op("Concat", *attended, axis=0)
         x = after(w, block, x, w.op("Reshape", seen, w.ints(0, 0, width)), products)
 

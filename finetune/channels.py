@@ -26,7 +26,7 @@ import polars as pl
 from finetune.adapters import AdaptedSession
 from finetune.calibration import Platt, VennAbers, calibration_from_dict
 from finetune.export import read_heads
-from finetune.features import open_session, run_tuned
+from finetune.features import FLOAT32, open_session, run_tuned
 from finetune.heads import Head
 from finetune.package import Package
 from finetune.samples import Samples
@@ -94,14 +94,18 @@ class Source:
 
 
 def read_sources(
-    paths: Sequence[str | Path], backbone: Backbone, spec: AggregateSpec
+    paths: Sequence[str | Path],
+    backbone: Backbone,
+    spec: AggregateSpec,
+    precision: str = FLOAT32,
 ) -> list[Source]:
     """Packages as sources.
 
     Args:
         spec: the plain columns of this channel's feature table.
+        precision: of the graph that makes its states.
     Raises:
-        ArtifactError: damaged, or of another backbone or schema.
+        ArtifactError: damaged, or of another backbone, schema or precision.
         UserError: the same package twice.
     """
     out: list[Source] = []
@@ -112,6 +116,12 @@ def read_sources(
         if package.id in seen:
             raise UserError(f"{path}: package {package.id} is already named as {seen[package.id]}")
         seen[package.id] = path
+        if package.builder.precision != precision:
+            raise ArtifactError(
+                f"{path}: its model was learned on {package.builder.precision} states, this one "
+                f"reads {precision}; adapt with --precision {package.builder.precision}, or make "
+                f"that package anew with --precision {precision}"
+            )
         _check_same_ground(path, manifest, backbone, package.builder.spec, spec)
         calibration = calibration_from_dict(manifest["calibration"])
         straight = calibration if isinstance(calibration, Platt | VennAbers) else Platt()

@@ -353,10 +353,20 @@ def digests(facts: Facts) -> Section:
         "random seed": ("seed",),
         "package format": ("format",),
     }
+    if facts.get(MANIFEST, "precision"):
+        named["precision of the backbone's graphs"] = ("precision",)
     rows: list[tuple[Cell, ...]] = [
         (Word(label), facts.show("text", MANIFEST, *path)) for label, path in named.items()
     ]
     out.table(("what", "value"), rows)
+    rounded = ("graph_parity", "int8", "history")
+    if facts.get(MANIFEST, *rounded):
+        out.say(
+            "States of the backbone's rounded graph lie within {rounded} of the network's on "
+            "probes, those of its graph without rounding within {exact}.",
+            rounded=facts.show("tiny", MANIFEST, *rounded),
+            exact=facts.show("tiny", MANIFEST, "graph_parity", "float32", "history"),
+        )
     if facts.get(METRICS, "parity"):
         out.say(
             "The exported package reproduces the model on {n} golden rows; the largest difference "

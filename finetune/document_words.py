@@ -155,6 +155,8 @@ DOCUMENT_WORDS: dict[str, str] = {
     "event store version": "事件库版本",
     "random seed": "随机种子",
     "package format": "模型包格式",
+    "precision of the backbone's graphs": "骨干模型计算图精度",
+    "States of the backbone's rounded graph lie within {rounded} of the network's on probes, those of its graph without rounding within {exact}.": "在探测样本上，骨干模型取整计算图的状态与网络之差不超过 {rounded}，未取整计算图不超过 {exact}。",
     "The exported package reproduces the model on {n} golden rows; the largest difference is {alone} row by row and {batch} together.": "导出的模型包在 {n} 行基准样本上复现模型；逐行最大差异为 {alone}，合批为 {batch}。",
     "No proof that the exported package reproduces the model is recorded.": "缺失：没有记录导出的模型包复现模型的证明。",
     "Files of the package and their digests.": "模型包的文件及其摘要。",

@@ -19,7 +19,7 @@ import onnx
 import polars as pl
 
 from finetune.adapters import SUFFIX, read_adapter, write_adapter
-from finetune.features import Population
+from finetune.features import FLOAT32, Population
 from finetune.golden import frame_record
 from finetune.heads import Head
 from finetune.joined_heads import join_heads, single_head
@@ -56,6 +56,9 @@ class PackageParts:
         lineage: store version, fingerprints, seeds, code version.
         score_quantiles: 101 quantiles of the development sample's scores, for PSI.
         created_at: moment written into the manifest; None is now.
+        precision: of history and incremental graph. graph_parity: how far they are from torch, see
+            `finetune.building.GraphFiles`. Both are written into the manifest of other than
+            float32 packages alone.
         labels: about the labels, beside rows and as_of; see `finetune.channels.label_record`.
     """
 
@@ -76,6 +79,8 @@ class PackageParts:
     max_events: int
     history: Path | None = None
     incremental: Path | None = None
+    precision: str = FLOAT32
+    graph_parity: dict[str, dict[str, float]] = field(default_factory=dict)
     forecasters: onnx.ModelProto | None = None
     boosted_targets: tuple[str, ...] = ()
     network_targets: tuple[str, ...] = ()
@@ -292,6 +297,8 @@ def _write_files(
         "files": files,
         **parts.lineage,
     }
+    if parts.precision != FLOAT32:
+        manifest |= {"precision": parts.precision, "graph_parity": parts.graph_parity}
     digest = manifest_digest(manifest)
     return {"id": f"{parts.name}-{digest[:8]}", "digest": digest, **manifest}
 

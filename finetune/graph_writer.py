@@ -19,9 +19,14 @@ _SHARED = 64  # constants of at most so many numbers are written once
 
 
 class Writer:
-    """Collects the nodes, constants, inputs and outputs of one graph."""
+    """Collects the nodes, constants, inputs and outputs of one graph.
+
+    Attributes:
+        same_sums: a row's parts are summed in one order, however many rows there are.
+    """
 
     def __init__(self) -> None:
+        self.same_sums = False
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -85,6 +90,8 @@ class Writer:
 
     def finish(self, name: str) -> onnx.ModelProto:
         """The graph, without inputs that no node reads."""
+        if self.same_sums:
+            self._never_sum_one()
         read = {i for node in self.nodes for i in node.input}
         inputs = [i for i in self.inputs if i.name in read]
         graph = helper.make_graph(self.nodes, name, inputs, self.outputs, self.constants)
@@ -92,6 +99,34 @@ class Writer:
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="riskfm"
         )
+
+    def _never_sum_one(self) -> None:
+        """Rows [n, k, E] are summed over k with one row more, which is left out of the sums.
+
+        ONNX Runtime sums the k of a single row in another order than those of several. Rows that a
+        gather makes are made once more instead of being copied.
+        """
+        made = {node.output[0]: node for node in self.nodes}
+        middle = self.ints(1)
+        written, self.nodes = self.nodes, []
+        for node in written:
+            if node.op_type != "ReduceSum" or node.input[1] != middle:
+                self.nodes.append(node)
+                continue
+            source = made.get(node.input[0])
+            if source is not None and source.op_type == "Gather" and not source.attribute:
+                rows = self.op("Gather", source.input[0], self._and_first(source.input[1]))
+            else:
+                rows = self._and_first(node.input[0])
+            sums = self.op("ReduceSum", rows, middle, keepdims=0)
+            last = [self.ints(0), self.ints(-1), self.ints(0)]
+            self.nodes.append(helper.make_node("Slice", [sums, *last], node.output, node.name))
+        read = {i for node in self.nodes for i in node.input} | {o.name for o in self.outputs}
+        self.nodes = [node for node in self.nodes if read.intersection(node.output)]
+
+    def _and_first(self, x: str) -> str:
+        """Rows, and the first of them once more."""
+        return self.op("Concat", x, self.slice(x, self.ints(0), self.ints(1)), axis=0)
 
     def _scalar(self, value: int) -> str:
         return self.constant(np.array(value, dtype=np.int64))

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.features import FeatureBuilder
+from finetune.features import FLOAT32, INT8, FeatureBuilder
 from finetune.golden import Proofs
 from finetune.incremental import IncrementalEncoder
 from finetune.sessions import Sessions, read_verified
 from foundation.aggregates import AggregateSpec
-from foundation.errors import ArtifactError
+from foundation.errors import ArtifactError, listing
 from foundation.schema import fingerprint, schema_from_dict
 from foundation.tokenizer import Tokenizer
 
@@ -61,9 +61,11 @@ def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> G
     """What the package shares, made or found.
 
     Raises:
-        ArtifactError: an altered file, or a fingerprint that does not fit.
+        ArtifactError: an altered file, a fingerprint that does not fit, or 8-bit products that
+            this processor does not add exactly.
     """
-    files = manifest["files"]
+    files, precision = manifest["files"], manifest.get("precision", FLOAT32)
+    _require_precision(precision, path)
     graphs = {kind: manifest["graphs"].get(kind) for kind in GRAPHS}
     names = ["tokenizer.json", "aggregates.json", *(file for file in graphs.values() if file)]
     # Asked for by every package: a graph in use stays open.
@@ -92,6 +94,7 @@ def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> G
             based_targets=tuple(manifest["based_targets"]),
             titles=manifest["forecast_titles"],
             max_events=manifest["max_events"],
+            precision=precision,
         )
         columns = manifest["columns"]
         names = {c["name"]: c["name"] for c in columns}
@@ -101,7 +104,8 @@ def shared_ground(path: Path, manifest: dict[str, Any], sessions: Sessions) -> G
         return Ground(builder, columns, names, forecaster_inputs(builder), encoder)
 
     said = {name: manifest[name] for name in MEMBERS} | {
-        "files": {name: files[name] for name in names}
+        "files": {name: files[name] for name in names},
+        "precision": precision,
     }
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return sessions.ground(key, make)
@@ -116,6 +120,17 @@ def forecaster_inputs(builder: FeatureBuilder) -> frozenset[str] | None:
         return None
     names = builder.spec.names
     return frozenset(names[int(i)] for i in listed.split())
+
+
+def _require_precision(precision: str, path: Path) -> None:
+    if precision not in (FLOAT32, INT8):
+        raise ArtifactError(
+            f"{path}: precision '{precision}' is not known here; known: {listing([FLOAT32, INT8])}"
+        )
+    if precision == INT8:
+        from finetune.quantized import require_exact
+
+        require_exact(f"{path}: an int8 package")
 
 
 def _require(holds: bool, path: Path, what: str) -> None:

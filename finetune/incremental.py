@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -398,6 +398,9 @@ def _checksum(array: np.ndarray) -> int:
     return int(array.reshape(-1).view(np.uint16).sum(dtype=np.uint64))
 
 
+Kept = tuple[EntityState | None, Callable[[EntityState, bool], None]]
+
+
 def following(
     encoder: IncrementalEncoder,
     state: EntityState | None,
@@ -409,16 +412,32 @@ def following(
         state: what is kept of the entity, None for nothing.
         keep: gets the state of this history, and whether it had to be rebuilt.
     """
+    return following_each(encoder, [(state, keep)])
+
+
+def following_each(encoder: IncrementalEncoder, kept: Sequence[Kept]) -> Follow:
+    """The same for several samples, one after the other in the backbone, together in all else.
+
+    Args:
+        kept: per sample what `following` takes.
+    """
 
     def run(histories: Histories, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
-        if len(histories) != 1:
-            raise InternalError(f"a kept state answers for one sample, not {len(histories)}")
-        start, stop = int(histories.cut.start[0]), int(histories.cut.stop[0])
-        carry = Carry().after(_seen(timeline, start, stop))
-        events = rows_of(histories.events, start, stop)
-        answer, fresh, rebuilt = encoder.follow(state, events, carry, histories.queries)
-        keep(fresh, rebuilt)
-        return answer.states, answer.forecasts
+        if len(histories) != len(kept):
+            raise InternalError(
+                f"a kept state answers for one sample: {len(kept)} states, {len(histories)} samples"
+            )
+        answers = []
+        for i, (state, keep) in enumerate(kept):
+            start, stop = int(histories.cut.start[i]), int(histories.cut.stop[i])
+            carry = Carry().after(_seen(timeline, start, stop))
+            events = rows_of(histories.events, start, stop)
+            query = histories.take(np.array([i])).queries
+            answer, fresh, rebuilt = encoder.follow(state, events, carry, query)
+            keep(fresh, rebuilt)
+            answers.append(answer)
+        states, forecasts = zip(*((a.states, a.forecasts) for a in answers), strict=True)
+        return np.concatenate(states), np.concatenate(forecasts)
 
     return run
 

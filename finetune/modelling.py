@@ -17,6 +17,7 @@ from finetune.blend import BlendRecipe
 from finetune.calibration import Platt, apply_calibration, fit_calibration
 from finetune.channels import Source
 from finetune.fairness import group_values
+from finetune.features import FLOAT32, INT8
 from finetune.ladder import LadderResult, run_ladder
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, FittedRecipe, Recipe, standard_recipes
@@ -26,6 +27,8 @@ from finetune.table import FeatureTable
 from foundation.checkpoint import Backbone
 from foundation.errors import SampleError, UserError, listing, nearest
 
+# Recipes that learn through the backbone.
+TUNED = ("prompt", "lora")
 BANDS = (("approve", 0.60), ("review", 0.85))
 
 
@@ -58,6 +61,9 @@ class AdaptSettings:
         created_at: moment written into package and report; None is now. With it the same inputs
             give the same bytes.
         store_version: read the store as it stood after so many imports; None is the latest.
+        precision: of the backbone's graphs, `float32` or `int8`: in the features that recipes learn
+            from and in the package. `prompt` and `lora` have float32 graphs of their own and stay
+            out of an `int8` ladder, see `TUNED`.
     """
 
     recipe: str = "auto"
@@ -75,6 +81,7 @@ class AdaptSettings:
     monotone: dict[str, int] = field(default_factory=dict)
     created_at: dt.datetime | None = None
     store_version: int | None = None
+    precision: str = FLOAT32
 
 
 @dataclass
@@ -105,8 +112,29 @@ def check_names(settings: AdaptSettings) -> None:
             raise UserError(
                 f"unknown recipe '{name}'{nearest(name, valid)}; recipes: {listing(valid)}"
             )
+    check_precision(settings)
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"--seeds {settings.seeds}: average over one seed or more")
+
+
+def check_precision(settings: AdaptSettings) -> None:
+    """Refuse an unknown precision, and one that a recipe asked for by name does not have.
+
+    Raises:
+        UserError: either.
+    """
+    known = [FLOAT32, INT8]
+    if settings.precision not in known:
+        raise UserError(
+            f"unknown precision '{settings.precision}'{nearest(settings.precision, known)}; "
+            f"known: {listing(known)}"
+        )
+    for name in (settings.recipe, *settings.recipes):
+        if settings.precision != FLOAT32 and name in TUNED:
+            raise UserError(
+                f"recipe '{name}' scores with a graph of its own, which is float32 only; use "
+                f"--precision float32, or leave '{name}' out"
+            )
 
 
 def ladder_recipes(
@@ -118,13 +146,10 @@ def ladder_recipes(
     """The recipes to compare, in ladder order; the blend may use every other one."""
     signs = dict(directions or {})
     *every, _ = standard_recipes(directions=signs, seeds=settings.seeds)
-    if backbone.model is not None:
+    if backbone.model is not None and settings.precision == FLOAT32:
         from finetune.finetuned import TunedRecipe
 
-        every += [
-            TunedRecipe(name, backbone.model, seeds=settings.seeds or 1)
-            for name in ("prompt", "lora")
-        ]
+        every += [TunedRecipe(name, backbone.model, seeds=settings.seeds or 1) for name in TUNED]
     if sources:
         from finetune.transfer import TransferRecipe
 

@@ -25,7 +25,7 @@ import polars as pl
 
 from finetune.adapters import AdaptedSession, read_adapter
 from finetune.calibration import apply_calibration, points
-from finetune.features import Follow, Histories, Population, Progress, run_tuned
+from finetune.features import FLOAT32, Follow, Histories, Population, Progress, run_tuned
 from finetune.golden import TOLERANCE, golden_difference
 from finetune.ground import Ground, shared_ground
 from finetune.history_reasons import field_effects, field_reasons
@@ -371,9 +371,12 @@ class Package:
         """
         worst = golden_difference(self, self._ground.proofs)
         if not worst <= TOLERANCE:
+            advice = ""
+            if self.builder.precision != FLOAT32:
+                advice = "; make it on this kind of processor, or with --precision float32"
             raise ParityError(
                 f"package {self.id}: golden rows differ by {worst:.2g}, allowed {TOLERANCE:g}; "
-                "this runtime does not reproduce the model"
+                f"this runtime does not reproduce the model{advice}"
             )
         return worst
 

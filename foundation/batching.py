@@ -126,21 +126,26 @@ def history_batches(
     batch_size: int,
     max_events: int,
     sort_by_length: bool = True,
+    alike: bool = False,
 ) -> Iterator[tuple[np.ndarray, HistoryBatch]]:
     """Batches of samples with one query each, after their last event.
 
     Args:
         cut, queries: [S] samples of the timeline that `events` encodes.
         sort_by_length: batch histories of like length together, so that little is padding.
+        alike: only histories of equal length share a batch, so that nothing is padding.
 
     Yields:
         rows: [B] int64 sample indices, and their batch; every sample comes exactly once.
     """
     length = np.minimum(cut.stop - cut.start, max_events)
-    order = np.argsort(length, kind="stable") if sort_by_length else np.arange(len(cut))
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        yield rows, history_batch(events, cut.part(rows), query_rows(queries, rows), max_events)
+    sort = sort_by_length or alike
+    order = np.argsort(length, kind="stable") if sort else np.arange(len(cut))
+    steps = np.diff(length[order]) if alike else order[:0]
+    for part in np.split(order, np.flatnonzero(steps) + 1):
+        for begin in range(0, len(part), batch_size):
+            rows = part[begin : begin + batch_size]
+            yield rows, history_batch(events, cut.part(rows), query_rows(queries, rows), max_events)
 
 
 def history_batch(

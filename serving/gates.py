@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -50,6 +50,7 @@ class Adapt(strict.Strict):
     repeats: Annotated[int, Meta(ge=1, le=20)] = 3
     seed: int = 0
     budget_minutes: Annotated[float, Meta(gt=0)] | None = None
+    precision: Literal["float32", "int8"] = "float32"
 
 
 class DeliverySettings(strict.Strict):

@@ -14,8 +14,15 @@ SIGNS = {"+": 1, "-": -1}
 
 
 def ladder_options(function: Any) -> Any:
-    """Other channels to start from, directions of columns, seeds to average over, groups."""
+    """Other channels to start from, directions of columns, seeds, groups, precision."""
     for option in (
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "int8"]),
+            default="float32",
+            show_default=True,
+            help="Of the backbone's graphs; int8 is faster, without prompt and lora.",
+        ),
         click.option(
             "--groups",
             metavar="FIELD[,FIELD]",

@@ -4,6 +4,7 @@ Reads a store and a backbone made with `riskfm events import` and `riskfm pretra
 --exclude-entities test.csv`; draws n labels from the pool as the benchmark does
 (`default_rng(100 + k).choice(pool, n, replace=False)`), runs the ladder and `auto` on each draw and
 measures on the whole test file. Features are built once; forecasts of pool rows are cross-fitted.
+With `--precision both` it does so on float32 and on int8 states and says what int8 loses.
 
     python scripts/bench/ladder.py uci --data $RISKFM_DATA/prepared --work WORK --draws 5
 """
@@ -21,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from finetune.building import cross_fitted, make_builder
+from finetune.features import FLOAT32, INT8
 from finetune.file_scoring import population_of
 from finetune.ladder import run_ladder
 from finetune.metrics import auc, ks
@@ -45,10 +47,20 @@ def main() -> None:
     parser.add_argument("--recipes", default="")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--drop", default="", help="blocks to leave out, or identifiers")
+    parser.add_argument("--precision", choices=(FLOAT32, INT8, "both"), default=FLOAT32)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    rows = measure(arguments, frozenset(filter(None, arguments.drop.split(","))))
-    print(table_text(rows))
+    drop = frozenset(filter(None, arguments.drop.split(",")))
+    both = arguments.precision == "both"
+    found = {
+        kind: measure(arguments, drop, kind)
+        for kind in ((FLOAT32, INT8) if both else (arguments.precision,))
+    }
+    for kind, rows in found.items():
+        print(f"{kind}\n{table_text(rows)}")
+    if both:
+        print(lost_text(found[FLOAT32], found[INT8]))
+    rows = [{**row, "precision": kind} for kind, rows in found.items() for row in rows]
     if arguments.output:
         pl.DataFrame(rows).write_parquet(arguments.output)
 
@@ -71,20 +83,28 @@ class Tables:
     schema: Schema
 
 
-def measure(arguments: argparse.Namespace, drop: frozenset[str] = frozenset()) -> list[dict]:
+def measure(
+    arguments: argparse.Namespace, drop: frozenset[str] = frozenset(), precision: str = FLOAT32
+) -> list[dict]:
     """One row per draw and recipe, without the columns of the blocks in `drop`."""
     backbone = load_backbone(arguments.backbone or arguments.work / "backbone")
-    settings = AdaptSettings(recipes=tuple(filter(None, arguments.recipes.split(","))))
-    recipes = ladder_recipes(settings, backbone)
-    tables = build(arguments, backbone, any(r.slow for r in recipes))
+    named = tuple(filter(None, arguments.recipes.split(",")))
+    recipes = ladder_recipes(AdaptSettings(recipes=named, precision=precision), backbone)
+    tables = build(arguments, backbone, any(r.slow for r in recipes), precision)
     return judged(tables, recipes, arguments.repeats, drop)
 
 
-def build(arguments: argparse.Namespace, backbone: Backbone, tuned: bool = False) -> Tables:
+def build(
+    arguments: argparse.Namespace,
+    backbone: Backbone,
+    tuned: bool = False,
+    precision: str = FLOAT32,
+) -> Tables:
     """Features of a backbone; forecasts of pool rows are cross-fitted.
 
     Args:
         tuned: keep histories, for the recipes that read them.
+        precision: of the backbone's graph.
     """
     folder, schema = arguments.data / arguments.name, backbone.schema
     pool, test = (pl.read_parquet(folder / f"{part}.parquet") for part in ("pool", "test"))
@@ -93,7 +113,7 @@ def build(arguments: argparse.Namespace, backbone: Backbone, tuned: bool = False
     samples = check_samples(pool[used], schema, True, True)
     tests = check_samples(test, schema, True, True)
     with tempfile.TemporaryDirectory() as scratch:
-        builder, _ = make_builder(backbone, samples, Path(scratch))
+        builder, _ = make_builder(backbone, samples, Path(scratch), precision=precision)
         train = population_of(store, schema, samples)
         run = cross_fitted(backbone, train.entity_ids) if builder.boosted_targets else None
         table = builder.table(train, boosted=run, keep_histories=tuned)
@@ -249,6 +269,28 @@ def table_text(rows: list[dict]) -> str:
             f"{row['recipe']:<26}{row['draws']:>6}{row['auc']:>8.3f}{row['ks']:>8.3f}"
             f"{spread:>8.3f}{row['seconds']:>7.1f}"
         )
+    return "\n".join(lines)
+
+
+def lost_text(exact: list[dict], rounded: list[dict]) -> str:
+    """What int8 loses against float32, means over the draws both have of a recipe."""
+    keys = ["draw", "recipe"]
+    frame = (
+        pl.DataFrame(exact)
+        .join(pl.DataFrame(rounded), on=keys, suffix="_int8", maintain_order="left")
+        .filter(~pl.col("recipe").str.starts_with("auto chose"))
+        .group_by("recipe", maintain_order=True)
+        .agg(
+            (pl.col("auc") - pl.col("auc_int8")).mean().alias("auc"),
+            (pl.col("ks") - pl.col("ks_int8")).mean().alias("ks"),
+            (pl.col("ks") - pl.col("ks_int8")).abs().max().alias("most"),
+        )
+    )
+    lines = [f"lost by int8{'':<14}{'AUC':>9}{'KS':>9}{'KS, a draw at most':>20}"]
+    lines += [
+        f"{row['recipe']:<26}{row['auc']:>9.4f}{row['ks']:>9.4f}{row['most']:>20.4f}"
+        for row in frame.iter_rows(named=True)
+    ]
     return "\n".join(lines)
 
 

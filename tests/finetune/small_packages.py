@@ -12,13 +12,14 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from finetune.calibration import Platt
 from finetune.export import PackageParts, write_package
-from finetune.features import FeatureBuilder, Population, open_session
+from finetune.features import FLOAT32, INT8, FeatureBuilder, Population, open_session
 from finetune.finetuned import LORA_MODULES, FittedTuned, TunedBackbone, _adapter, _merged
 from finetune.fusion import WeightedRecipes
 from finetune.heads import LinearHead, NumberTerm
 from finetune.history_graph import export_history
 from finetune.incremental_graph import export_incremental
 from finetune.package import Package
+from finetune.quantized import TOLERANCE, export_quantised, int8_products
 from finetune.reasons import reference_row
 from finetune.recipes import FittedLinear
 from foundation.aggregates import AggregateSpec
@@ -49,7 +50,7 @@ class Lender:
     population: Population
 
 
-def lender(folder: Path) -> Lender:
+def lender(folder: Path, precision: str = FLOAT32) -> Lender:
     """Everything a package of this lender stands on; the history graph is written to `folder`."""
     schema, timeline, profile = small_lender(30)
     tokenizer = Tokenizer.fit(schema, timeline, profile)
@@ -57,19 +58,25 @@ def lender(folder: Path) -> Lender:
     torch.manual_seed(0)
     backbone = RiskBackbone(RiskBackboneConfig(**SIZES)).bind(tokenizer).eval()
     backbone.requires_grad_(False)
-    export_history(backbone, tokenizer, folder / "history.onnx")
-    export_incremental(backbone, tokenizer, folder / "incremental.onnx")
+    history, incremental = folder / "history.onnx", folder / "incremental.onnx"
+    if precision == INT8:
+        export_quantised(backbone, tokenizer, history)
+        export_incremental(backbone, tokenizer, incremental, int8_products, TOLERANCE)
+    else:
+        export_history(backbone, tokenizer, history)
+        export_incremental(backbone, tokenizer, incremental)
     builder = FeatureBuilder(
         schema,
         tokenizer,
         spec,
-        history=open_session(str(folder / "history.onnx")),
+        history=open_session(str(history)),
         network_targets=("late_31d",),
         max_events=64,
+        precision=precision,
     )
     entities = timeline.entity_ids
     population = Population(timeline, profile, entities, np.full(len(entities), UNTIL_US), None)
-    return Lender(backbone, builder, folder / "history.onnx", population)
+    return Lender(backbone, builder, history, population)
 
 
 def tuned(backbone: RiskBackbone, kind: str, seed: int, size: int = 3) -> FittedTuned:
@@ -127,6 +134,7 @@ def write(lender: Lender, path: Path, seed: int, kinds: tuple[str, ...] = ()) ->
         max_events=64,
         history=lender.history,
         incremental=lender.history.with_name("incremental.onnx"),
+        precision=lender.builder.precision,
         network_targets=("late_31d",),
     )
     expected = calibration.apply(model.logit(table) + 0.25)

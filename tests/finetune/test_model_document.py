@@ -68,6 +68,10 @@ def manifest() -> dict[str, Any]:
         "schema_fingerprint": "f72743d85b10f707", "tokenizer_fingerprint": "bdf7",
         "backbone_fingerprint": "b8b9", "backbone_until": "2017-03-01T00:00:00+00:00",
         "store_version": 12, "code_version": "0.1.0", "seed": 7,
+        "precision": "int8", "graph_parity": {
+            "float32": {"history": 3.1e-06, "tolerance": 1e-05},
+            "int8": {"history": 0.08765, "tolerance": 0.25},
+        },
         "files": {"heads.onnx": "9f" * 32, "tokenizer.json": "8e" * 32},
     }  # fmt: skip
 

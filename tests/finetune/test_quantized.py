@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.features import open_session
-from finetune.graph_writer import FLOAT, Writer
+from finetune.graph_writer import FLOAT, INT64, Writer
 from finetune.history_graph import OUTPUTS, export_history, probe_inputs
 from finetune.incremental_graph import export_incremental
 from finetune.quantized import (
+    KEPT_TOLERANCE,
     STEPS,
     TOLERANCE,
     exact_here,
@@ -38,6 +40,13 @@ def bound() -> tuple[RiskBackbone, Tokenizer]:
     torch.manual_seed(0)
     model = RiskBackbone(RiskBackboneConfig(**SIZES | {"layers": 2, "width": 32}))
     return model.bind(tokenizer), tokenizer
+
+
+@pytest.fixture(scope="module")
+def rounded(bound: tuple, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    path = tmp_path_factory.mktemp("rounded") / "history.onnx"
+    export_quantised(*bound, path)
+    return open_session(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,27 @@ def test_whether_sums_saturate_is_seen() -> None:
     assert exact_here()
 
 
+def test_rows_are_summed_alike_alone_and_among_others() -> None:
+    rng = np.random.default_rng(0)
+    table, moved = rng.normal(size=(9, 32)).astype(np.float32), rng.normal(size=(7, 32))
+    w = Writer()
+    w.same_sums = True
+    x = w.op("Gather", w.constant(table), w.input("code", INT64, ["N", 7]))
+    w.output("gathered", w.op("ReduceSum", x, w.ints(1), keepdims=0), ["N", 32])
+    y = w.op("Mul", x, w.constant(moved.astype(np.float32)))
+    w.output("made", w.op("ReduceSum", y, w.ints(1), keepdims=0), ["N", 32])
+    session = open_session(w.finish("sums").SerializeToString())
+    code = rng.integers(0, 9, (40, 7))
+    found = session.run(None, {"code": code})
+    np.testing.assert_allclose(found[0], table[code].sum(1), atol=1e-5)
+    np.testing.assert_allclose(found[1], (table[code] * moved).sum(1), atol=1e-5)
+    for row in range(40):
+        for whole, alone in zip(
+            found, session.run(None, {"code": code[row : row + 1]}), strict=True
+        ):
+            np.testing.assert_array_equal(alone[0], whole[row])
+
+
 def test_quantised_history(bound: tuple, tmp_path: Path) -> None:
     assert 0 < export_quantised(*bound, tmp_path / "int8.onnx") <= TOLERANCE
     export_history(*bound, tmp_path / "plain.onnx")
@@ -105,7 +135,24 @@ def test_quantised_history(bound: tuple, tmp_path: Path) -> None:
             for n, a in feed.items()
         }
         for a, b in zip(found.run(list(OUTPUTS), alone), together, strict=True):
-            np.testing.assert_allclose(a[0], b[row], atol=1e-3)
+            np.testing.assert_allclose(a[0], b[row], atol=KEPT_TOLERANCE)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch=st.integers(1, 9), length=st.integers(1, 40), count=st.integers(0, 40), seed=st.integers()
+)
+def test_histories_of_one_length_are_the_same_to_the_bit(
+    bound: tuple, rounded: ort.InferenceSession, batch: int, length: int, count: int, seed: int
+) -> None:
+    inputs = probe_inputs(bound[0], batch, length, seed % 2**32)
+    inputs["query_position"][:] = min(count, length)
+    feed = {i.name: inputs[i.name] for i in rounded.get_inputs()}
+    together = rounded.run(list(OUTPUTS), feed)
+    row = seed % batch
+    alone = rounded.run(list(OUTPUTS), {n: a[row : row + 1] for n, a in feed.items()})
+    for name, a, b in zip(OUTPUTS, alone, together, strict=True):
+        np.testing.assert_array_equal(a[0], b[row], err_msg=name)
 
 
 def test_quantised_incremental(bound: tuple, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from foundation.batching import HistoryBatch, gather_histories, history_batches
 from foundation.encoded import EncodedEvents, EncodedQueries
@@ -83,6 +83,22 @@ def test_sorting_by_length_pads_little() -> None:
         for by_length in (True, False)
     }
     assert cells[True] < 0.8 * cells[False]
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(0, 60), size=st.integers(1, 9), seed=st.integers(0, 99))
+def test_alike_histories_are_never_padded(count: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cut, queries = some_samples(80, count, rng)
+    made = list(history_batches(some_events(80, rng), cut, queries, size, 7, alike=True))
+    seen = np.concatenate([rows for rows, _ in made]) if made else np.zeros(0, np.int64)
+    assert np.sort(seen).tolist() == list(range(count))
+    for rows, batch in made:
+        length = np.minimum(cut.stop - cut.start, 7)[rows]
+        assert 0 < len(rows) <= size and len(np.unique(length)) == 1
+        assert batch.source.shape[1] == max(1, length[0])
+    lengths = np.minimum(cut.stop - cut.start, 7)
+    assert len(made) == sum(-(-n // size) for n in np.unique(lengths, return_counts=True)[1])
 
 
 def test_names_types_and_order_are_those_of_the_graph() -> None:
