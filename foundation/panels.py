@@ -161,8 +161,7 @@ def _opening(timeline: Timeline, positions: np.ndarray | None) -> np.ndarray:
     else:
         out = np.zeros(len(positions), dtype=bool)
         first = np.searchsorted(positions, first)
-        first = first[first < len(positions)]
-    out[first] = True
+    out[first[first < len(out)]] = True  # the last entities may have no event
     return out
 
 

@@ -131,17 +131,21 @@ def _write(
         "as_of": scored.request.as_of,
         "once": call.once(row or 0),
     } | said
-    waits = call.runtime.settings.audit_durable or call.begun is not None
-    call.written.append(call.runtime.audit.append(record, envelope.entity_id, waits))
+    call.written.append(call.runtime.audit.append(record, envelope.entity_id, waits(call)))
+
+
+def waits(call: Call) -> bool:
+    """Whether the answer is given only once its lines stand on the disk."""
+    return call.runtime.settings.audit_durable or call.begun is not None
 
 
 async def on_disk(call: Call) -> None:
-    """Wait for the request's lines where the service answers only with what is on the disk.
+    """Wait for the request's lines where the answer waits for them; see `waits`.
 
     Raises:
         Unwritable: they could not be written.
     """
-    if call.runtime.settings.audit_durable:
+    if waits(call):
         await call.logged()
 
 

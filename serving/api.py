@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from foundation.errors import RequestError
 from serving.audit import Unwritable
 from serving.logs import tell
-from serving.messages import CODES, ApiError, ErrorAnswer, ErrorBody
+from serving.messages import CODES, UNWRITTEN, ApiError, ErrorAnswer, ErrorBody
 from serving.routes.call import Call
 from serving.routes.catalogue import OPERATIONS
 from serving.routes.operation import Operation
@@ -234,7 +234,7 @@ def _failure(exc: Exception, call: Call) -> Response:
             call.runtime.metrics.shed(exc.shed)
     elif isinstance(exc, Unwritable):
         status, headers = 503, {"Retry-After": "5"}
-        message = "decisions cannot be written down at the moment, so none is given"
+        message = UNWRITTEN
     elif isinstance(exc, RequestError):
         status, message, where = 422, str(exc), exc.field
     elif isinstance(exc, HTTPException) and exc.status_code in CODES:

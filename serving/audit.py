@@ -125,7 +125,7 @@ class DecisionLog:
         line = {"time": _moment(), "tenant": tenant, "entity": self.hide(entity_id, tenant)}
         line |= {name: value for name, value in record.items() if value is not None}
         try:
-            waiting = _Waiting(tenant, _encode(line), Future(), awaited)
+            waiting = _Waiting(tenant, _encode(line), _promised(), awaited)
         except (TypeError, ValueError) as exc:
             raise InternalError(f"a decision cannot be written: {exc}") from None
         try:
@@ -289,6 +289,13 @@ class DecisionLog:
             self._handle.seek(0)
             first = read_line(self._handle.readline(), f"{self.path}, line 1")
             self._day = str(first.record.get("time", ""))[:10]
+
+
+def _promised() -> Future[None]:
+    """A future that who waits for it cannot cancel: the line is written nevertheless."""
+    made: Future[None] = Future()
+    made.set_running_or_notify_cancel()
+    return made
 
 
 def _resumed(since: str, late: int) -> _Waiting:

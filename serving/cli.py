@@ -297,6 +297,7 @@ def adapt(
     monotone: tuple[str, ...],
     seeds: int | None,
     groups: str | None,
+    precision: str,
     allow_leak: bool,
     reject_inference: str | None,
     reject_factor: float,
@@ -319,6 +320,7 @@ def adapt(
         monotone=read_directions(monotone),
         seeds=seeds,
         groups=tuple(g.strip() for g in groups.split(",")) if groups else (),
+        precision=precision,
         allow_leak=allow_leak,
         rejects=RejectSettings(reject_inference, reject_factor) if reject_inference else None,
     )
@@ -392,6 +394,7 @@ def package_show(path: Path) -> None:
         "backbone_fingerprint",
         "tokenizer_fingerprint",
         "schema_fingerprint",
+        "precision",
         "metrics",
     )
     click.echo(json.dumps({k: manifest.get(k) for k in keys}, indent=1))

@@ -8,6 +8,7 @@ directory, and every numerical library gets the declared number of threads.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -24,7 +25,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from foundation.errors import ConfigError, InternalError
+from foundation.errors import ArtifactError, ConfigError, InternalError
+from serving.champions import CHAMPIONS, PACKAGES, Named, read_champions
 from serving.database import Database
 from serving.draining import MARKER
 from serving.models.deployments import Deployments
@@ -35,6 +37,7 @@ from serving.tenancy.keys import create_key, list_keys
 from serving.tenancy.principal import DEFAULT_TENANT, SCOPES
 from serving.tenancy.tenants import add_tenant
 
+log = logging.getLogger("riskfm.serving")
 SERVICE = "serving.service:RiskfmService"
 MARKED = "stopping"
 _THREADS = (
@@ -47,7 +50,7 @@ _THREADS = (
 
 
 def serve(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> int:
-    """Verify the packages, then run the service until it is stopped.
+    """Look whether it could start (`check`), then run the service until it is stopped.
 
     In development a first API key is made and printed once if there is no usable one.
 
@@ -83,19 +86,66 @@ def serve(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> i
 
 
 def check(settings: Settings, port: int, host: str = "127.0.0.1") -> tuple[str, ...]:
-    """Load and verify the packages once and look whether the port is free.
+    """Look whether the service could start: the port, and what it would answer with.
+
+    Packages named by path are loaded and scored, for the service does not start without them, and
+    says why here rather than in a worker. Of a workspace only the digests are compared: workers
+    load the champions themselves, and go on with the others where one is damaged.
 
     Returns:
-        ids of the packages.
+        what answers: channels as tenant/channel, then ids of packages.
     Raises:
         ConfigError: a wrong address, a taken port, settings that contradict each other.
         ArtifactError: a damaged package.
     """
     check_port(port, host)
     Room.of(settings)
-    deployments = Deployments(settings)
+    channels = whole_champions(Path(settings.workspace)) if settings.workspace else []
+    if settings.workspace and not settings.packages:
+        return tuple(channels)
+    deployments = Deployments(msgspec.structs.replace(settings, workspace=""))
     deployments.close()
-    return tuple(deployments.names)
+    return (*channels, *deployments.names)
+
+
+def whole_champions(workspace: Path) -> list[str]:
+    """Channels, as tenant/channel, with a package whose files have their digests.
+
+    What is damaged is said and left out; a champion that is may be answered for by the one before.
+    """
+    from finetune.package import read_manifest, verify_files
+
+    path = workspace / CHAMPIONS
+    if not path.is_file():
+        return []
+    whole: dict[str, bool] = {}
+
+    def lies_whole(named: Named) -> bool:
+        package = workspace / PACKAGES / named.package
+        try:
+            manifest = read_manifest(package)
+            verify_files(package, manifest)
+            if manifest["digest"] != named.package:
+                raise ArtifactError(f"{named.release}: its directory holds another package")
+        except (ArtifactError, OSError) as exc:
+            log.error("release_damaged %s: %s", named.release, exc)
+            return False
+        return True
+
+    names = []
+    try:
+        standings = read_champions(path.read_bytes(), path)
+    except (ArtifactError, OSError) as exc:
+        log.error("champions cannot be read: %s", exc)
+        return []
+    for key, standing in sorted(standings.items()):
+        for named in filter(None, (standing, standing.before)):
+            if named.package not in whole:
+                whole[named.package] = lies_whole(named)
+            if whole[named.package]:
+                names.append("/".join(key))
+                break
+    return names
 
 
 def check_port(port: int, host: str = "127.0.0.1") -> None:

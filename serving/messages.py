@@ -32,6 +32,7 @@ _MISSING = re.compile(r"missing required field `(.*)`")
 _EXPECTED = re.compile(r"Expected `(.*)`, got `(.*)`")
 _PLACE = re.compile(r" - at `(.*)`$", re.DOTALL)
 NOTHING = msgspec.Raw(b"null")
+UNWRITTEN = "decisions cannot be written down at the moment, so none is given"
 
 
 Rows = list[dict[str, Value]] | dict[str, list[Value]] | None

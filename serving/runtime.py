@@ -29,12 +29,15 @@ from serving.safety.hashing import EntityHasher
 from serving.safety.secrets import open_secrets
 from serving.safety.vault import Vault
 from serving.settings import Settings
+from serving.tenancy.background import Background
 from serving.tenancy.front import Front
 from serving.tracing import Tracing
 
 if TYPE_CHECKING:
     from finetune.package import Package
 
+# Between looks for what other processes erased.
+ERASED_SECONDS = 1.0
 log = logging.getLogger("riskfm.serving")
 
 
@@ -120,6 +123,8 @@ def open_runtime(
             EntityStates(settings.state_bytes, metrics.entity_state),
         )
         opened.callback(histories.close)
+        erased = Background("erasures", ERASED_SECONDS, histories.forget_erased)
+        opened.callback(erased.close)
         deployments = Deployments(settings, load, metrics, histories.of)
         desk = Desk(
             database,

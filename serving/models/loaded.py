@@ -70,6 +70,12 @@ class Memory(Protocol):
         """What the package runs in place of its whole graph; None for the graph."""
         ...
 
+    def follow_many(
+        self, requests: Sequence[Envelope], package: Package
+    ) -> tuple[list[int], Follow | None]:
+        """Which of some requests go on from kept states, and what the package runs for them."""
+        ...
+
 
 class Model:
     """A verified package on its shelf, and the reader of requests to it.
@@ -151,15 +157,21 @@ class Model:
     ) -> list[Scored | Exception]:
         """Score requests that all ask for reasons or all do not, together in the calling thread.
 
+        Long stored histories go on from the states that are kept of them.
+
         Returns:
             per request its score, or what was wrong with it alone.
         """
         moment = time.time_ns() // 1000
         given = [self._read(request, moment, memory) for request in requests]
-        read = [each for each in given if isinstance(each, ScoringInput)]
+        pairs = zip(requests, given, strict=True)
+        asked = [(one, each) for one, each in pairs if isinstance(each, ScoringInput)]
+        read = [each for _, each in asked]
         package = self.package
         begin = time.perf_counter()
-        rows = score_together(package, read, bool(requests) and requests[0].reasons)
+        reasons = bool(requests) and requests[0].reasons
+        kept = ((), None) if memory is None else memory.follow_many([r for r, _ in asked], package)
+        rows = score_together(package, read, reasons, *kept)
         seconds = (time.perf_counter() - begin) / max(1, len(read))
         scored = iter([self._checked(*pair, seconds) for pair in zip(rows, read, strict=True)])
         return [each if isinstance(each, Exception) else next(scored) for each in given]

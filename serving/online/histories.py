@@ -12,7 +12,7 @@ posted for a channel that reads it otherwise, and counts as missing).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +23,7 @@ from foundation.row_table import RowTable
 from foundation.schema import Schema
 from serving.messages import ApiError, Envelope, HistoryAnswer
 from serving.online.bounds import Bound, Bounds
+from serving.online.erasing import Forgetting
 from serving.online.events import Events, repeated
 from serving.online.states import EntityStates, Frozen
 from serving.online.store import OnlineStore, StoredHistory
@@ -62,6 +63,7 @@ class Histories:
         self.store, self.bounds, self.states = store, bounds, states
         self._hasher = hasher
         self._key = lru_cache(_TENANTS)(hasher.identifier_key)
+        self._forgetting = Forgetting(store.database, self._forget, self._forget_all)
 
     def read(
         self,
@@ -109,12 +111,36 @@ class Histories:
         entity = self._hasher.hash(tenant, request.entity_id)
         return self.states.follow(package, tenant, entity)
 
+    def follow_many(
+        self, tenant: str, requests: Sequence[Envelope], package: Frozen
+    ) -> tuple[list[int], Follow | None]:
+        """Rows of a batch that go on from kept states, and what the package runs for them."""
+        if self.states is None:
+            return [], None
+        stored = [row for row, request in enumerate(requests) if request.history != "inline"]
+        hidden = [self._hasher.hash(tenant, requests[row].entity_id) for row in stored]
+        rows, follow = self.states.follow_many(package, tenant, hidden)
+        return [stored[row] for row in rows], follow
+
     def erase(self, tenant: str, entity: str) -> int:
         """Erase what is stored of a customer (a keyed hash); how many events it was."""
         count = self.store.erase(tenant, entity)
+        self._forget(tenant, entity)
+        return count
+
+    def forget_erased(self) -> None:
+        """Drop from memory what other processes erased; to be called every second."""
+        self._forgetting.look()
+
+    def _forget(self, tenant: str, entity: str) -> None:
+        self.store.forget(tenant, entity)
         if self.states is not None:
             self.states.drop(tenant, entity)
-        return count
+
+    def _forget_all(self) -> None:
+        self.store.forget_all()
+        if self.states is not None:
+            self.states.drop_all()
 
     def close(self) -> None:
         """Close what is kept open for reading."""
@@ -142,6 +168,12 @@ class Memory:
     def follow(self, request: Envelope, package: Frozen) -> Follow | None:
         """See `Histories.follow`."""
         return self.histories.follow(self.tenant, request, package)
+
+    def follow_many(
+        self, requests: Sequence[Envelope], package: Frozen
+    ) -> tuple[list[int], Follow | None]:
+        """See `Histories.follow_many`."""
+        return self.histories.follow_many(self.tenant, requests, package)
 
 
 def joined_input(

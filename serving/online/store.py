@@ -195,11 +195,24 @@ class OnlineStore:
     def erase(self, tenant: str, entity: str) -> int:
         """Erase everything stored of a customer; how many events it was.
 
-        Other workers forget what they decoded when they are next asked about the customer, or
-        need the room.
+        Other workers forget what they decoded at their next look (`Forgetting`).
         """
+        count = erase(self.database, tenant, entity)
+        self.forget(tenant, entity)
+        return count
+
+    def forget(self, tenant: str, entity: str) -> None:
+        """Drop what is decoded of a customer."""
         self._cache.drop((tenant, entity))
-        return erase(self.database, tenant, entity)
+
+    def forget_all(self) -> None:
+        """Drop everything decoded."""
+        self._cache.drop_where(lambda key: True)
+
+    @property
+    def decoded(self) -> int:
+        """Number of customers whose history is decoded in memory."""
+        return len(self._cache)
 
     # reading
 

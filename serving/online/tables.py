@@ -1,4 +1,4 @@
-"""Tables of the stored histories: customers, blocks of their events, ids of events, bounds.
+"""Tables of the stored histories: customers, blocks of their events, ids, erasures, bounds.
 
 Customers are keyed hashes, events sealed; in clear stand counts and moments. Moments of events and
 versions are microseconds since the epoch, UTC.
@@ -44,6 +44,13 @@ event_ids = sa.Table(
     _text("entity", primary_key=True), _text("id", primary_key=True), _text("content"),
     _whole("seq"),
 )  # fmt: skip
+
+# Who was erased lately, by a number that grows: what workers still hold in memory is dropped by it.
+erasures = sa.Table(
+    "online_erasures", metadata, _whole("number", primary_key=True, autoincrement=False),
+    _text("tenant"), _text("entity"), _whole("at"),
+)  # fmt: skip
+sa.Index("online_erasures_tenant", erasures.c.tenant, erasures.c.entity)
 
 bounds = sa.Table(
     "online_bounds", metadata, _text("tenant", primary_key=True),

@@ -4,17 +4,18 @@ A row is what `POST /v1/score` takes, whatever the format: in Arrow and Parquet 
 columns, `events` a struct of lists of structs, `profile` and `context` structs. A row that is at
 fault fails alone and costs nothing. The answer comes in the format of the request, one row for
 each, in order. A batch that cannot begin (quota, full queue) is refused as a whole; once rows are
-decided, those whose turn does not come carry that refusal alone.
+decided, those whose turn does not come carry that refusal alone, and so do those that the decision
+log does not take: what the log holds is answered and billed, nothing else is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,9 +23,11 @@ import polars as pl
 from starlette.responses import Response
 
 from foundation.errors import RequestError
-from serving.answering import answered, on_disk, sandbox, target
+from serving.answering import answered, sandbox, target, waits
+from serving.audit import Unwritable
 from serving.messages import (
     CODES,
+    UNWRITTEN,
     ApiError,
     BatchAnswer,
     BatchRequest,
@@ -34,19 +37,15 @@ from serving.messages import (
     refusal,
 )
 from serving.models.loaded import Loaded
-from serving.parquet_size import unpacked_bytes
 from serving.routes.call import JSON, Call, answer
 from serving.routes.operation import Operation
 from serving.routes.scoring import read_envelope
+from serving.tabular import ARROW, PARQUET, table_rows
 
 NDJSON = "application/x-ndjson"
-ARROW = "application/vnd.apache.arrow.stream"
-PARQUET = "application/vnd.apache.parquet"
 MEDIA = (JSON, NDJSON, ARROW, PARQUET)
 # Rows a scoring thread takes at a time: other requests get their turn in between.
 TOGETHER = 32
-# A table as JSON repeats every name in every row.
-JSON_LARGER = 8
 
 
 class _Rows(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,7 +53,6 @@ class _Rows(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _ROWS = msgspec.json.Decoder(_Rows)
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -79,9 +77,10 @@ async def batch(call: Call) -> Response:
     results: list[RowResult | None] = [None] * len(bodies)
     groups = await asyncio.to_thread(_grouped, call, bodies, results)
     with _spent(call, groups, results):
+        lines: dict[int, Future[None]] = {}
         for group in groups:
-            await _score(call, group, results)
-    await on_disk(call)
+            await _score(call, group, results, lines)
+        await _on_disk(call, results, lines)
     every = [result for result in results if result is not None]
     failed = sum(result.error is not None for result in every)
     found = BatchAnswer(call.request_id, len(every) - failed, failed, every)
@@ -137,11 +136,18 @@ def _answered(result: RowResult | None) -> bool:
     return result is not None and result.answer is not None
 
 
-async def _score(call: Call, group: list[_Read], results: list[RowResult | None]) -> None:
+async def _score(
+    call: Call,
+    group: list[_Read],
+    results: list[RowResult | None],
+    lines: dict[int, Future[None]],
+) -> None:
     """Score the rows of one release and note what came of each.
 
+    Args:
+        lines: gets the line of every decided row.
     Raises:
-        ApiError: 429 or 503 where no row of the batch is decided yet.
+        ApiError, Unwritable: 429 or 503 where no row of the batch is decided yet.
     """
     loaded = group[0].loaded
     call.package = loaded.id
@@ -159,8 +165,40 @@ async def _score(call: Call, group: list[_Read], results: list[RowResult | None]
             if isinstance(found, Exception):
                 results[read.row] = _refused(call, read.row, found)
                 continue
-            given = answered(call, loaded, read.envelope, read.entity, found, read.body, read.row)
+            try:
+                given = answered(
+                    call, loaded, read.envelope, read.entity, found, read.body, read.row
+                )
+            except Unwritable as exc:
+                if not call.written:
+                    raise
+                results[read.row] = _refused(call, read.row, exc)
+                continue
+            lines[read.row] = call.written[-1]
             results[read.row] = RowResult(read.row, given)
+
+
+async def _on_disk(
+    call: Call, results: list[RowResult | None], lines: dict[int, Future[None]]
+) -> None:
+    """Wait for the lines where the answer waits for them; rows whose line is lost are refused.
+
+    Raises:
+        Unwritable: none could be written.
+    """
+    if not waits(call):
+        return
+    there: list[Future[None]] = []
+    lost: Unwritable | None = None
+    for row, line in lines.items():
+        try:
+            await asyncio.wrap_future(line)
+            there.append(line)
+        except Unwritable as exc:
+            results[row], lost = _refused(call, row, exc), exc
+    call.written[:] = there
+    if lost is not None and not there:
+        raise lost
 
 
 def _refused(call: Call, row: int, exc: Exception) -> RowResult:
@@ -168,6 +206,8 @@ def _refused(call: Call, row: int, exc: Exception) -> RowResult:
     request_id = call.id_of(row)
     if isinstance(exc, ApiError):
         body = ErrorBody(CODES[exc.status], str(exc), exc.field, request_id)
+    elif isinstance(exc, Unwritable):
+        body = ErrorBody(CODES[503], UNWRITTEN, "", request_id)
     elif isinstance(exc, RequestError):
         body = ErrorBody(CODES[422], str(exc), exc.field, request_id)
     else:
@@ -193,103 +233,12 @@ def _bodies(media: str, body: bytes, limit: int, most: int) -> Sequence[bytes | 
     elif media == NDJSON:
         found = [line for line in body.splitlines() if line.strip()]
     else:
-        found = _tabular(media, body, limit, most)
+        found = table_rows(media, body, limit, most)
     if not found:
         raise ApiError(422, "the batch has no rows", "requests")
     if len(found) > limit:
         raise ApiError(413, f"more than {limit} rows in one batch", "requests")
     return found
-
-
-def _tabular(media: str, body: bytes, limit: int, most: int) -> list[bytes | ApiError]:
-    """Rows of a table as JSON; nulls of the row's own members are left out."""
-    read: Callable[[io.BytesIO], pl.LazyFrame] = _arrow if media == ARROW else _parquet
-    too_large = ApiError(413, f"the table unpacks to more than {most} bytes", "requests")
-    try:
-        if media == PARQUET and unpacked_bytes(body) > most:
-            raise too_large
-        lazy = read(io.BytesIO(body))
-        count = int(lazy.select(pl.len()).collect().item())
-        if count > limit:
-            raise ApiError(413, f"more than {limit} rows in one batch", "requests")
-        frame = lazy.collect()
-        faults = _not_finite(frame)
-        text = io.BytesIO()
-        # Values that stand in the table once may stand in many rows of the text.
-        for part in frame.select(_plain(frame)).iter_slices(TOGETHER):
-            part.write_ndjson(text)
-            if text.tell() > JSON_LARGER * most:
-                raise too_large
-    except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException):
-        raise ApiError(400, f"the body is no readable {media.rpartition('.')[2]}") from None
-    rows: list[bytes | ApiError] = []
-    for line in text.getvalue().splitlines():
-        members = _MEMBERS.decode(line)
-        rows.append(_ENCODER.encode({k: v for k, v in members.items() if bytes(v) != b"null"}))
-    for row, path in faults.items():
-        rows[row] = ApiError(422, "the number is not finite; a missing one is null", path)
-    return rows
-
-
-def _arrow(body: io.BytesIO) -> pl.LazyFrame:
-    return pl.read_ipc_stream(body).lazy()
-
-
-def _parquet(body: io.BytesIO) -> pl.LazyFrame:
-    return pl.scan_parquet(body)
-
-
-def _not_finite(frame: pl.DataFrame) -> dict[int, str]:
-    """Rows that hold a NaN or an infinity, which JSON would turn into null, and one place of it."""
-    found: dict[int, str] = {}
-    for name, dtype in frame.schema.items():
-        for path, test in _numbers(name, dtype):
-            good = frame.select(test(pl.col(name)).fill_null(True)).to_series()
-            found |= dict.fromkeys((~good).arg_true().to_list(), path)
-    return found
-
-
-def _numbers(path: str, dtype: Any) -> Iterator[tuple[str, Callable[[pl.Expr], pl.Expr]]]:
-    """Places of a column that hold fractions, each with the test whether all are finite."""
-    if isinstance(dtype, pl.Struct):
-        for field in dtype.fields:
-            for inside, test in _numbers(f"{path}.{field.name}", field.dtype):
-                yield inside, partial(_in_field, test, field.name)
-    elif isinstance(dtype, pl.List):
-        for inside, test in _numbers(path, dtype.inner):
-            yield inside, partial(_in_list, test)
-    elif isinstance(dtype, pl.Array):
-        for inside, test in _numbers(path, dtype.inner):
-            yield inside, partial(_in_array, dtype, test)
-    elif dtype.is_float():
-        yield path, pl.Expr.is_finite
-
-
-def _in_field(test: Callable[[pl.Expr], pl.Expr], name: str, column: pl.Expr) -> pl.Expr:
-    return test(column.struct.field(name))
-
-
-def _in_list(test: Callable[[pl.Expr], pl.Expr], column: pl.Expr) -> pl.Expr:
-    return column.list.eval(test(pl.element())).list.all()
-
-
-def _in_array(dtype: pl.Array, test: Callable[[pl.Expr], pl.Expr], column: pl.Expr) -> pl.Expr:
-    return _in_list(test, column.cast(pl.List(dtype.inner)))
-
-
-def _plain(frame: pl.DataFrame) -> list[pl.Expr]:
-    """Columns as JSON has them: moments as ISO 8601 texts, whatever they are nested in."""
-    return [pl.col(name).cast(_as_json(dtype)) for name, dtype in frame.schema.items()]
-
-
-def _as_json(dtype: Any) -> Any:
-    if isinstance(dtype, pl.Struct):
-        return pl.Struct({field.name: _as_json(field.dtype) for field in dtype.fields})
-    if isinstance(dtype, pl.List | pl.Array):
-        return pl.List(_as_json(dtype.inner))
-    if dtype.is_temporal() or dtype == pl.Binary or isinstance(dtype, pl.Categorical | pl.Enum):
-        return pl.String()
-    return pl.Float64() if dtype.is_decimal() else dtype
 
 
 def _response(media: str, found: BatchAnswer) -> Response:

@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ DEPLOY = ROOT / "docs" / "deploy"
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")))
+OURS = ("service", "delivery", "worker")
 RUNNING = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
 OPEN = {o.path for o in OPERATIONS if not o.scope and o.method == "GET"}
 
@@ -47,7 +49,7 @@ def pods() -> Iterator[dict[str, Any]]:
 
 def commands() -> Iterator[list[str]]:
     """The words after `riskfm` of every command in the examples."""
-    for name in ("service", "worker"):
+    for name in OURS:
         yield COMPOSE["services"][name]["command"]
     for each in containers():
         if each.get("command") == ["sh", "-c"]:
@@ -74,7 +76,7 @@ def variables() -> dict[str, list[tuple[str, str]]]:
 def test_commands_and_options_exist() -> None:
     every = list(commands())
     assert {words[0] for words in every} == {"serve", "worker", "daily"}
-    assert len(every) == 7
+    assert len(every) == 9
     for words in every:
         name, command = find(words)
         given = {word for word in words if word.startswith("--")}
@@ -87,7 +89,7 @@ def test_variables_are_settings_with_possible_values(place: str, tmp_path: Any) 
     assert unknown_variables(list(mine)) == []
     secret = {f"{PREFIX}{name.upper()}_FILE" for name in SECRETS}
     settings = load_settings(None, {k: v for k, v in mine.items() if k not in secret})
-    if place in ("service", "pod service"):
+    if place in ("service", "delivery", "pod service", "pod delivery"):
         assert settings.behind_tls and settings.environment == "production"
         assert settings.log_format == "json" and settings.drain_seconds > 0
         assert secret | {"RISKFM_MASTER_KEY_FILE"} <= set(mine)
@@ -111,7 +113,9 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
 
 
 def test_probes_are_open_routes() -> None:
-    paths = re.findall(r"/v1/[a-z/]+", (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    probes = ("startupProbe", "readinessProbe", "livenessProbe")
+    paths = [each[p]["httpGet"]["path"] for each in containers() for p in probes if p in each]
+    assert len(paths) == 6
     paths += re.findall(r"3000(/v1/[a-z/]+)|health_uri (/v1/[a-z/]+)", CONTAINERFILE)[0][:1]
     text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
     paths += [p for pair in re.findall(r"3000(/v1/[a-z/]+)|uri (/v1/[a-z/]+)", text) for p in pair]
@@ -125,9 +129,12 @@ def test_there_is_time_to_stop() -> None:
     service = dict(variables()["pod service"])
     needed = float(service["RISKFM_DRAIN_SECONDS"]) + float(service["RISKFM_GRACE_SECONDS"])
     assert KUBERNETES[0]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > needed
-    composed = COMPOSE["services"]["service"]
-    needed = sum(float(composed["environment"][f"RISKFM_{n}_SECONDS"]) for n in ("DRAIN", "GRACE"))
-    assert float(composed["stop_grace_period"].rstrip("s")) > needed
+    for name in ("service", "delivery"):
+        composed = COMPOSE["services"][name]
+        seconds = [
+            float(composed["environment"][f"RISKFM_{n}_SECONDS"]) for n in ("DRAIN", "GRACE")
+        ]
+        assert float(composed["stop_grace_period"].rstrip("s")) > sum(seconds)
 
 
 def test_nothing_runs_as_root_or_writes_its_root() -> None:
@@ -138,7 +145,7 @@ def test_nothing_runs_as_root_or_writes_its_root() -> None:
             assert each["securityContext"]["readOnlyRootFilesystem"]
             assert not each["securityContext"]["allowPrivilegeEscalation"]
             assert {mount["name"] for mount in each["volumeMounts"]} <= mounted
-    for name in ("service", "worker"):
+    for name in OURS:
         assert COMPOSE["services"][name]["read_only"]
         assert COMPOSE["services"][name]["cap_drop"] == ["ALL"]
     users = re.findall(r"^(?:FROM .* AS (\w+)|USER (\d+))", CONTAINERFILE, re.M)
@@ -160,6 +167,66 @@ def test_secrets_and_volumes_that_are_used_are_declared() -> None:
         assert set(service["networks"]) <= set(COMPOSE["networks"])
     text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "kubernetes.yaml").read_text()
     assert not re.search(r"(?i)password: *\w|://\w+:\w+@", text)
+
+
+def changes() -> set[str]:
+    """Paths of everything that changes the workspace."""
+    modules = {f"serving.routes.{name}" for name in ("samples", "delivery", "approvals")}
+    found = {o.path for o in OPERATIONS if o.handler.__module__ in modules and o.method != "GET"}
+    assert {"/v1/samples", "/v1/jobs"} < found
+    return {re.sub(r"{\w+}", "x", path) for path in found}
+
+
+def test_the_proxy_sends_what_writes_to_who_may_write() -> None:
+    proxy = COMPOSE["configs"]["proxy"]["content"]
+    (words,) = re.findall(r"@delivery path (.*)", proxy)
+    assert "handle @delivery {\n    reverse_proxy delivery:3000" in proxy
+    for path in changes():
+        assert any(fnmatch(path, pattern) for pattern in words.split()), path
+    for path in ("/v1/score", "/v1/score/batch", "/v1/events"):
+        assert not any(fnmatch(path, pattern) for pattern in words.split())
+    mounts = {name: COMPOSE["services"][name]["volumes"] for name in OURS}
+    assert "workspace:/data/workspace:ro" in mounts["service"]
+    for name in ("delivery", "worker"):
+        assert "workspace:/data/workspace" in mounts[name]
+        assert any(volume.startswith("stores:/data/stores") for volume in mounts[name])
+
+
+def test_the_ingress_sends_what_writes_to_who_may_write() -> None:
+    (ingress,) = [d for d in KUBERNETES if d["kind"] == "Ingress"]
+    backend = {
+        path["path"]: path["backend"]["service"]["name"]
+        for path in ingress["spec"]["rules"][0]["http"]["paths"]
+    }
+    selected = {
+        d["metadata"]["name"]: d["spec"]["selector"]["app"]
+        for d in KUBERNETES if d["kind"] == "Service"
+    }  # fmt: skip
+    sets = {
+        d["spec"]["template"]["metadata"]["labels"]["app"]: d["spec"]["template"]["spec"]
+        for d in KUBERNETES if d["kind"] == "StatefulSet"
+    }  # fmt: skip
+
+    def pod(path: str) -> dict[str, Any]:
+        longest = max((p for p in backend if path.startswith(p)), key=len)
+        found: dict[str, Any] = sets[selected[backend[longest]]]
+        return found
+
+    def read_only(spec: dict[str, Any], name: str) -> bool:
+        (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == name]
+        (volume,) = [v for v in spec["volumes"] if v["name"] == name]
+        claim = volume["persistentVolumeClaim"]
+        assert claim["claimName"] in claims
+        return bool(mount.get("readOnly") or claim.get("readOnly"))
+
+    claims = {d["metadata"]["name"] for d in KUBERNETES if d["kind"] == "PersistentVolumeClaim"}
+    for path in changes():
+        assert not read_only(pod(path), "workspace"), path
+        assert read_only(pod(path), "stores")
+    for path in ("/v1/score", "/v1/score/batch", "/v1/events"):
+        assert read_only(pod(path), "workspace")
+    (policy,) = [d for d in KUBERNETES if d["kind"] == "NetworkPolicy"]
+    assert set(policy["spec"]["podSelector"]["matchExpressions"][0]["values"]) == set(sets)
 
 
 def test_the_image_has_what_scoring_needs_only() -> None:

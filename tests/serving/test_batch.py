@@ -82,3 +82,26 @@ def test_a_row_that_cannot_be_scored_fails_alone() -> None:
     alone = plain.score_population(rows[2].population())[0]
     assert found[2].score == alone.score  # type: ignore[union-attr]
     assert score_together(plain, [], False) == []
+
+
+def test_the_last_row_may_have_no_event() -> None:
+    """Where the other rows' events are all of one source."""
+    import msgspec
+
+    body = {
+        "entity_id": "c",
+        "events": {"statement": [{"event_time": "2019-01-01", "status": "1"}]},
+    }
+    rows = [
+        READER.read(read_envelope(msgspec.json.encode(each)), NOW)
+        for each in (body, body, {"entity_id": "c"})
+    ]
+    spec = AggregateSpec.fit(READ_SCHEMA, build_timeline(READ_SCHEMA, frames_of(row(7, 60))), None)
+    found = []
+    for population in (join(rows), rows[0].population(), rows[2].population()):
+        cuts = cut(population.timeline, population.entity_ids, population.as_of_us)
+        found.append(spec.compute(
+            population.timeline, cuts, None, population.entity_ids, population.context
+        ))  # fmt: skip
+    together, alone, empty = found
+    np.testing.assert_array_equal(together, np.concatenate([alone, alone, empty]))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from foundation.errors import ConfigError
 from serving.audit import verify_log
+from serving.champions import write_champions
 from serving.database import Database
 from serving.launch import check, first_keys, free_port, running_service
 from serving.settings import Settings
 from serving.tenancy.keys import list_keys
 from tests.serving.fake_package import request_of, write_package
+from tests.serving.installed_packages import install
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "lightning", "transformers", "lightgbm", "sklearn")
@@ -98,3 +102,33 @@ def test_a_first_key_is_made_once(tmp_path: Path) -> None:
     assert list(first_keys(settings, ["fake-0001"])) == ["default"]
     assert first_keys(settings, ["fake-0001"]) == {}
     assert len(list_keys(Database(settings.database_url))) == 1
+
+
+def test_of_a_workspace_only_digests_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher loads no package of a workspace, and says what lies there whole."""
+    monkeypatch.setattr("serving.launch.Deployments", None)
+    found = {mark: install(tmp_path, mark)["digest"] for mark in ("one", "two", "three", "four")}
+
+    def named(mark: str) -> dict[str, Any]:
+        return {"release": f"acme/{mark}/1", "package": found[mark]}
+
+    channels: dict[str, dict[str, Any]] = {
+        "acme/cards": named("one"),
+        "acme/loans": named("two") | {"before": named("one")},
+        "brix/cards": named("three"),
+        "brix/loans": named("four"),
+    }
+    settings = Settings(workspace=str(tmp_path))
+    assert check(settings, free_port()) == ()
+    write_champions(tmp_path, channels)
+    assert check(settings, free_port()) == ("acme/cards", "acme/loans", "brix/cards", "brix/loans")
+    for mark in ("two", "three"):
+        (tmp_path / "packages" / found[mark] / "head.onnx").write_bytes(b"altered")
+    os.rename(tmp_path / "packages" / found["four"], tmp_path / "elsewhere")
+    assert check(settings, free_port()) == ("acme/cards", "acme/loans")
+    os.rename(tmp_path / "packages" / found["one"], tmp_path / "packages" / found["four"])
+    assert check(settings, free_port()) == ()
+    (tmp_path / "champions.json").write_text("{")
+    assert check(settings, free_port()) == ()

@@ -17,8 +17,9 @@ import pytest
 
 from serving.audit import verify_log
 from serving.messages import BatchAnswer, RowResult
-from serving.routes.batch import ARROW, MEDIA, NDJSON, PARQUET
+from serving.routes.batch import MEDIA, NDJSON
 from serving.routes.call import JSON
+from serving.tabular import ARROW, PARQUET
 from serving.tenancy.metering import read_usage
 from serving.tenancy.tenants import Quota, TenantLimits, add_tenant, limit_tenant
 from tests.serving.fake_package import request_of
@@ -341,4 +342,56 @@ def test_tables_that_unpack_to_too_much_are_refused_before(tmp_path: Path) -> No
         message = answer.json()["error"]["message"]
         assert message == "the table unpacks to more than 1048576 bytes"
     assert send(service, PARQUET, parquet(frame([request_of(3)]))).status_code == 200
+    service.close()
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compressed_streams_are_refused_before_they_are_unpacked(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(tmp_path, max_batch_bytes=1 << 20)
+
+    def packed(table: pl.DataFrame) -> bytes:
+        out = io.BytesIO()
+        table.write_ipc_stream(out, compression=compression)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    good = send(service, ARROW, packed(frame([request_of(3)])))
+    assert good.status_code == 200 and flat(good)[0]["entity_id"] == "c0"
+    many = pl.DataFrame({"entity_id": ["c"], "events": [{"statement": {"paid": [True] * 400_000}}]})
+    long = pl.DataFrame({"entity_id": ["c" * (2 << 20)]})
+    monkeypatch.setattr(pl, "read_ipc_stream", None)  # nobody unpacks
+    for table in (many, long):
+        body = packed(table)
+        assert len(body) < 20_000
+        answer = send(service, ARROW, body)
+        assert answer.status_code == 413
+        message = answer.json()["error"]["message"]
+        assert message == "the table unpacks to more than 1048576 bytes"
+    service.close()
+
+
+@pytest.mark.parametrize("media", [ARROW, PARQUET])
+def test_what_a_row_repeats_is_counted_before_it_is_written(
+    tmp_path: Path, media: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the bound as a table; as text the same words would stand there 2,000 times."""
+    service = Service(tmp_path, max_batch_bytes=1 << 20)
+    long = "x" * 100_000
+    events = pl.Series([[{"status": long}] * 2000])
+    name = pl.Series([[{long: 1}] * 2000])
+    for column in (events, name):
+        table = pl.DataFrame({"entity_id": ["c"]})
+        table = table.with_columns(events=pl.struct(column.alias("statement")))
+        status = pl.col("events").struct.field("statement").explode().struct.unnest().first()
+        if column is events:  # each text of the list refers to the one that is stored
+            one = table.select(status)["status"]
+            shared = one.gather([0] * 2000).to_frame("status").to_struct("e").implode()
+            table = table.with_columns(events=pl.struct(shared.alias("statement")))
+        body = stream(table) if media == ARROW else parquet(table)
+        assert len(body) < 1 << 20
+        monkeypatch.setattr(pl.DataFrame, "write_ndjson", None)  # nobody writes it
+        answer = send(service, media, body)
+        assert answer.status_code == 413, answer.text
+        monkeypatch.undo()
     service.close()

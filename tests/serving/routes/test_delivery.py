@@ -6,16 +6,20 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
+import msgspec
 import polars as pl
 import pytest
 
 from finetune.sample_sets import read_version, versions
+from serving import uploads
 from serving.deliveries import told
 from serving.jobs import FAILED
+from serving.parquet_size import unpacked_bytes
 from serving.safety.places import disk_erasers
 from serving.tenancy.metering import read_usage
 from tests.contracts.tree import ROOT
@@ -143,6 +147,57 @@ def test_what_is_too_large_and_what_cannot_be_written(
     found = shared.upload("anna", frame(11).write_csv())
     assert found.status_code == 503 and "cannot be written" in found.text
     assert "/data" not in found.text
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused_before(
+    shared: DeliveryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert uploads.MOST_BYTES == 1 << 30
+    data = parquet(frame().with_columns(requested=pl.lit(1.0), note=pl.lit("n" * 200_000)))
+    size = unpacked_bytes(data)
+    assert len(data) < 20_000 < 200_000 < size
+    monkeypatch.setattr(uploads, "MOST_BYTES", size - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("foundation.tables.read_table", None)  # nobody unpacks it
+        found = shared.upload("anna", data, media=PARQUET)
+    assert found.status_code == 422, found.text
+    assert f"the file unpacks to more than {size - 1:,} bytes" in found.text
+    monkeypatch.setattr(uploads, "MOST_BYTES", size)
+    assert shared.upload("anna", data, media=PARQUET).status_code == 201
+
+
+def test_a_body_without_a_length_is_bounded_while_it_comes(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, most = DeliveryWorld(tmp_path, store), 4096
+    service = world.service
+    bounded = msgspec.structs.replace(service.runtime.settings, max_batch_bytes=most)
+    service.runtime.settings = bounded
+    sent: list[int] = []
+
+    async def streamed(parts: list[bytes]) -> httpx.Response:
+        async def come() -> AsyncIterator[bytes]:
+            for part in parts:
+                sent.append(len(part))
+                yield part
+
+        headers = {"authorization": f"Bearer {world.keys['anna']}", "content-type": "text/csv"}
+        path = "/v1/samples?channel=cards"
+        request = service.client.build_request("POST", path, content=come(), headers=headers)
+        assert "content-length" not in request.headers
+        return await service.client.send(request)
+
+    def upload(parts: list[bytes]) -> httpx.Response:
+        sent.clear()
+        return service.loop.run_until_complete(streamed(parts))
+
+    table = frame(8).write_csv().encode()
+    assert upload([table[:100], table[100:]]).status_code == 201
+    found = upload([b"x" * 1024] * 500)
+    assert found.status_code == 413 and f"larger than {most} bytes" in found.text
+    assert len(sent) < 10, "the rest is not read"
+    assert service.runtime.room.total == 0
+    world.close()
 
 
 def test_young_rows_are_left_out_by_the_window(shared: DeliveryWorld) -> None:
