@@ -327,6 +327,15 @@ def test_a_batch_is_decided_once_under_an_idempotency_key(service: Service) -> N
     assert again.content == first.content and again.headers["content-type"] == PARQUET
 
 
+def refused_as_bomb(service: Service, media: str, body: bytes) -> None:
+    """Some kilobytes that unpack to more than the mebibyte this service takes."""
+    assert len(body) < 20_000
+    answer = send(service, media, body)
+    assert answer.status_code == 413
+    message = answer.json()["error"]["message"]
+    assert message == "the table unpacks to more than 1048576 bytes"
+
+
 def test_tables_that_unpack_to_too_much_are_refused_before(tmp_path: Path) -> None:
     service = Service(tmp_path, max_batch_bytes=1 << 20)
     many = pl.DataFrame({"entity_id": ["c"], "events": [{"statement": {"paid": [True] * 400_000}}]})
@@ -335,12 +344,7 @@ def test_tables_that_unpack_to_too_much_are_refused_before(tmp_path: Path) -> No
         {"entity_id": [f"c{n}" for n in range(90)], "as_of": ["x" * 300_000] * 90}
     )
     for table in (many, long, repeated):
-        body = parquet(table)
-        assert len(body) < 20_000
-        answer = send(service, PARQUET, body)
-        assert answer.status_code == 413
-        message = answer.json()["error"]["message"]
-        assert message == "the table unpacks to more than 1048576 bytes"
+        refused_as_bomb(service, PARQUET, parquet(table))
     assert send(service, PARQUET, parquet(frame([request_of(3)]))).status_code == 200
     service.close()
 
@@ -362,12 +366,7 @@ def test_compressed_streams_are_refused_before_they_are_unpacked(
     long = pl.DataFrame({"entity_id": ["c" * (2 << 20)]})
     monkeypatch.setattr(pl, "read_ipc_stream", None)  # nobody unpacks
     for table in (many, long):
-        body = packed(table)
-        assert len(body) < 20_000
-        answer = send(service, ARROW, body)
-        assert answer.status_code == 413
-        message = answer.json()["error"]["message"]
-        assert message == "the table unpacks to more than 1048576 bytes"
+        refused_as_bomb(service, ARROW, packed(table))
     service.close()
 
 
