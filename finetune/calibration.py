@@ -20,11 +20,12 @@ STRAIGHT_SHARE = 0.5
 STRAIGHT_PRIOR = 0.3
 # Up to so many labels Venn-Abers; measured at 100 to 300, see docs/LOG.md.
 VENN_ABERS_LABELS = 400
+CLEARLY_TURNED = 4.0
 
 
 @dataclass(frozen=True)
 class Platt:
-    """p = sigmoid(slope * logit + intercept); the slope is never negative."""
+    """p = sigmoid(slope * logit + intercept); of a calibration the slope is never negative."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -160,7 +161,11 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def fit_platt(
-    logit: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, prior: float = 1.0
+    logit: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray | None = None,
+    prior: float = 1.0,
+    either_way: bool = False,
 ) -> Platt:
     """Logistic regression of labels on logits, kept near the identity where labels are few.
 
@@ -170,6 +175,8 @@ def fit_platt(
 
     Args:
         logit: [S] out-of-fold logits. y: [S] labels 0 or 1. weight: [S] or None.
+        either_way: a negative slope stays where the labels' likelihood under it is clearly
+            higher, by a factor of exp(`CLEARLY_TURNED`), than without any slope.
     """
     weight = np.ones(len(y)) if weight is None else weight / weight.mean()
     logit = np.asarray(logit, np.float64)
@@ -184,7 +191,12 @@ def fit_platt(
     slope = _newton_platt(z, target, weight, scale, prior)
     if slope[1] < 0:
         rate = float(np.average(target, weights=weight))
-        return Platt(0.0, float(np.log(rate / (1 - rate))))
+        flat = Platt(0.0, float(np.log(rate / (1 - rate))))
+        eta = slope[0] + slope[1] * z
+        loss = weight @ (np.logaddexp(0, eta) - target * eta)
+        without = weight @ (np.logaddexp(0, flat.intercept) - target * flat.intercept)
+        if not either_way or without - loss < CLEARLY_TURNED:
+            return flat
     return Platt(float(slope[1] / scale), float(slope[0] - slope[1] * center / scale))
 
 

@@ -21,13 +21,11 @@ from finetune.gbdt import SHAPES, fit_trees
 from finetune.heads import Head
 from finetune.linear import ForecastRecipe, fit_linear
 from finetune.recipes import TABULAR, FittedRecipe
-from finetune.ridge import STRENGTHS
+from finetune.ridge import CAUTIOUS
 from finetune.table import FeatureTable
 from foundation.errors import SampleError
 
 FUSION_BAGS = 2
-# A correction may be next to nothing, and never as free as a model of its own.
-CAUTIOUS = (1e-6, 1e-5, *STRENGTHS[:8])
 RATE = 0.05
 
 

