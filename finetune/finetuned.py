@@ -1,8 +1,9 @@
 """Recipes that learn through the backbone: soft prompts and LoRA.
 
-Both start from a linear probe of the query state (linear probing then fine-tuning, Kumar et al.
-2022) and go on by gradient; how many epochs is decided on held-out entities of the training rows,
-and zero epochs, the probe itself, is always among the choices.
+Both correct the recipe `forecast`, where there are forecasts, as `fusion` does: its cross-fitted
+logits are where they start. They begin with a linear probe of the query state (linear probing then
+fine-tuning, Kumar et al. 2022) and go on by gradient; how many epochs is decided on held-out
+entities of the training rows, and zero epochs, the probe itself, is always among the choices.
 
 * `prompt`: learned tokens stand after the history and before the query (prompt tuning, Lester et
   al. 2021). Events never see them, so that one encoded history serves every channel, and a
@@ -20,6 +21,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +34,9 @@ from torch.nn import functional as F
 from finetune.crossval import assign_folds
 from finetune.fusion import WeightedRecipes
 from finetune.heads import Head
-from finetune.ridge import fit_ridge
+from finetune.linear import ForecastRecipe, held_out_logits
+from finetune.recipes import FittedRecipe
+from finetune.ridge import CAUTIOUS, STRENGTHS, fit_ridge
 from finetune.side_by_side import stop_if_asked
 from finetune.table import FeatureTable
 from finetune.tuning_batches import (
@@ -46,6 +50,7 @@ from finetune.tuning_batches import (
 )
 from foundation.attention import query_mask
 from foundation.backbone import RiskBackbone
+from foundation.errors import SampleError
 
 LORA_MODULES = ["qkv", "attention_out", "mlp_in", "mlp_out"]
 # Torch has one source of chance for all threads: starts are drawn one at a time.
@@ -168,19 +173,37 @@ class TunedRecipe:
     reads: frozenset[str] = frozenset({"history"})
     slow: bool = True
     seeds: int = 1
+    directions: dict[str, int] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedTuned | WeightedRecipes:
         """The mean of `seeds` fits; each is a graph that every score then runs."""
-        if self.seeds == 1:
-            return self._fit(table, y, weight, groups, seed)
-        fits = [self._fit(table, y, weight, groups, seed + 1000 * i) for i in range(self.seeds)]
-        share = [1.0 / self.seeds] * self.seeds
-        return WeightedRecipes(self.name, [*fits], share, {"fits": [f.detail for f in fits]})
+        taught = (y, weight, groups)
+        first: list[FittedRecipe] = []
+        start = np.zeros(len(y))
+        if "forecast" in table.blocks:
+            forecast = ForecastRecipe(directions=self.directions)
+            with suppress(SampleError):
+                start = held_out_logits(forecast, table, *taught, seed)
+                first = [forecast.fit(table, *taught, seed)]
+        fits = [
+            self._fit(table, *taught, start, seed + 1000 * i) for i in range(self.seeds)
+        ]  # fmt: skip
+        if not first and self.seeds == 1:
+            return fits[0]
+        share = [1.0] * len(first) + [1.0 / self.seeds] * self.seeds
+        detail = {"fits": [f.detail for f in fits]}
+        return WeightedRecipes(self.name, [*first, *fits], share, detail)
 
     def _fit(
-        self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
+        self,
+        table: FeatureTable,
+        y: np.ndarray,
+        weight: np.ndarray,
+        groups: np.ndarray,
+        start: np.ndarray,
+        seed: int,
     ) -> FittedTuned:
         """Probe, choose the number of epochs on held-out entities, tune on all rows."""
         fold = assign_folds(y, groups, 4, 1, seed)[0]
@@ -188,16 +211,17 @@ class TunedRecipe:
         parts = list(parts_of(table))
         model, state = self._start(parts, len(table), seed)
         rehearsal = copy.deepcopy(model)
-        _probe(rehearsal, state[kept], y[kept], weight[kept], groups[kept], seed)
-        losses = [_loss(rehearsal, parts, y, weight, held)]
-        for epoch in self._train(rehearsal, parts, y, weight, kept, seed):
-            losses.append(_loss(rehearsal, parts, y, weight, held))
+        _probe(rehearsal, state[kept], y[kept], weight[kept], groups[kept], start[kept], seed)
+        losses = [_loss(rehearsal, parts, y, weight, start, held)]
+        for epoch in self._train(rehearsal, parts, y, weight, start, kept, seed):
+            losses.append(_loss(rehearsal, parts, y, weight, start, held))
             if epoch + 1 - int(np.argmin(losses)) >= self.settings.patience:
                 break
         epochs = int(np.argmin(losses))
-        _probe(model, state, y, weight, groups, seed)
+        _probe(model, state, y, weight, groups, start, seed)
         every = np.arange(len(table))
-        for _ in itertools.islice(self._train(model, parts, y, weight, every, seed), epochs):
+        steps = self._train(model, parts, y, weight, start, every, seed)
+        for _ in itertools.islice(steps, epochs):
             pass
         detail = {"epochs": epochs, "held_out_log_loss": [round(v, 4) for v in losses]}
         adapter = _adapter(model)
@@ -237,6 +261,7 @@ class TunedRecipe:
         parts: Sequence[Part],
         y: np.ndarray,
         weight: np.ndarray,
+        start: np.ndarray,
         rows: np.ndarray,
         seed: int,
     ) -> Iterator[int]:
@@ -254,6 +279,7 @@ class TunedRecipe:
         )
         steps = batches(parts, rows, s.batch_size)
         target = torch.from_numpy(y.astype(np.float32))
+        before = torch.from_numpy(start.astype(np.float32))
         scale = torch.from_numpy((weight / weight[rows].mean()).astype(np.float32))
         rng = np.random.default_rng(seed)
         for epoch in range(s.epochs):
@@ -264,7 +290,10 @@ class TunedRecipe:
                 for whole, places in steps[i]:
                     part = whole.take(places)
                     losses = F.binary_cross_entropy_with_logits(
-                        _run(model, part), target[part.rows], scale[part.rows], reduction="sum"
+                        before[part.rows] + _run(model, part),
+                        target[part.rows],
+                        scale[part.rows],
+                        reduction="sum",
                     )
                     (losses / count).backward()
                 torch.nn.utils.clip_grad_norm_([*own, *deep], 1.0)
@@ -278,12 +307,15 @@ def _probe(
     y: np.ndarray,
     weight: np.ndarray,
     groups: np.ndarray,
+    start: np.ndarray,
     seed: int,
 ) -> None:
-    """Set the head of a model to a linear probe of states [S, D]."""
+    """Set the head of a model to what a linear probe of states [S, D] adds to logits [S]."""
     scale = 1 / np.maximum(state.std(axis=0), 1e-6)
     folds = assign_folds(y, groups, 5, 2, seed)
-    probe = fit_ridge((state * scale).astype(np.float64), y, weight, folds)
+    strengths = CAUTIOUS if start.any() else STRENGTHS
+    z = (state * scale).astype(np.float64)
+    probe = fit_ridge(z, y, weight, folds, strengths, offset=start)
     with torch.no_grad():
         model.scale.copy_(torch.from_numpy(scale.astype(np.float32)))
         model.weight.copy_(torch.from_numpy(probe.weights.astype(np.float32)))
@@ -327,15 +359,20 @@ def _logit(model: TunedBackbone, table: FeatureTable) -> np.ndarray:
 
 
 def _loss(
-    model: TunedBackbone, parts: Sequence[Part], y: np.ndarray, weight: np.ndarray, rows: np.ndarray
+    model: TunedBackbone,
+    parts: Sequence[Part],
+    y: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    rows: np.ndarray,
 ) -> float:
-    """Weighted log-loss of a model on some rows."""
-    logit = np.zeros(len(y))
+    """Weighted log-loss of a model on some rows, on top of logits [S]."""
+    logit = start.copy()
     with torch.no_grad():
         for whole, places in itertools.chain(*batches(parts, rows, len(rows))):
             stop_if_asked()
             part = whole.take(places)
-            logit[part.rows] = _run(model, part).double().numpy()
+            logit[part.rows] += _run(model, part).double().numpy()
     losses = np.logaddexp(0, np.where(y == 1, -logit, logit))[rows]
     return float(np.average(losses, weights=weight[rows]))
 

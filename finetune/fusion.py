@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.crossval import assign_folds
 from finetune.gbdt import SHAPES, fit_trees
 from finetune.heads import Head
-from finetune.linear import ForecastRecipe, fit_linear
+from finetune.linear import ForecastRecipe, fit_linear, held_out_logits
 from finetune.recipes import TABULAR, FittedRecipe
 from finetune.ridge import CAUTIOUS
 from finetune.table import FeatureTable
@@ -88,12 +87,7 @@ class FusionRecipe:
             return WeightedRecipes(self.name, [linear, trees], [0.5, 0.5], detail)
 
         first = ForecastRecipe(directions=signs)
-        held = np.empty(len(y))
-        folds = assign_folds(y, groups, 5, 1, seed)[0]
-        for k in np.unique(folds):
-            rows, out = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
-            part = first.fit(table.take(rows), y[rows], weight[rows], groups[rows], seed)
-            held[out] = part.logit(table.take(out))
+        held = held_out_logits(first, table, y, weight, groups, seed)
         members: dict[str, FittedRecipe] = {"forecast": first.fit(table, y, weight, groups, seed)}
         plain, rest = table.select(TABULAR), table.select(TABULAR | {"embedding"})
         taught = (y, weight, groups, seed)

@@ -301,6 +301,28 @@ class ForecastRecipe:
         return head.scaled(platt.slope, platt.intercept)
 
 
+def held_out_logits(
+    recipe: ForecastRecipe,
+    table: FeatureTable,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """[S] cross-fitted logits: what a correction of the recipe starts from.
+
+    Raises:
+        SampleError: as `ForecastRecipe.fit`.
+    """
+    out = np.empty(len(y))
+    folds = assign_folds(y, groups, 5, 1, seed)[0]
+    for k in np.unique(folds):
+        rows, held = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
+        part = recipe.fit(table.take(rows), y[rows], weight[rows], groups[rows], seed)
+        out[held] = part.logit(table.take(held))
+    return out
+
+
 @dataclass(frozen=True)
 class ProbeRecipe:
     """Regularised linear head on the backbone's frozen state."""

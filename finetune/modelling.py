@@ -149,7 +149,10 @@ def ladder_recipes(
     if backbone.model is not None and settings.precision == FLOAT32:
         from finetune.finetuned import TunedRecipe
 
-        every += [TunedRecipe(name, backbone.model, seeds=settings.seeds or 1) for name in TUNED]
+        every += [
+            TunedRecipe(name, backbone.model, seeds=settings.seeds or 1, directions=signs)
+            for name in TUNED
+        ]
     if sources:
         from finetune.transfer import TransferRecipe
 

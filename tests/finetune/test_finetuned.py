@@ -16,7 +16,7 @@ import finetune.tuning_batches as tuning_batches
 from finetune.finetuned import FineTuneSettings, TunedRecipe, _run, _state
 from finetune.ladder import run_ladder
 from finetune.side_by_side import side_by_side
-from finetune.table import FeatureTable
+from finetune.table import Column, FeatureTable
 from finetune.tuning_batches import batches, keep_keys, parts_of
 from foundation.backbone import RiskBackbone
 from foundation.batching import history_batch
@@ -129,6 +129,30 @@ def test_folds_side_by_side_give_what_they_give_alone(made: Made, kind: str) -> 
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].logits, other.logits)
     assert all(torch.equal(p, before[n]) for n, p in backbone.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["prompt", "lora"])
+def test_tuning_corrects_what_the_forecasts_say(made: Made, kind: str) -> None:
+    backbone, table, _ = made
+    rows, random = len(table), np.random.default_rng(5)
+    risk = random.normal(size=rows)
+    y = (random.random(rows) < 1 / (1 + np.exp(-2 * risk))).astype(np.float64)
+    chance = (1 / (1 + np.exp(-risk))).astype(np.float32)
+    rest = [i for i, c in enumerate(table.columns) if c.block != "forecast"]
+    columns = (Column("late", "forecast"), *(table.columns[i] for i in rest))
+    values = np.column_stack([chance, table.values[:, rest]])
+    told = FeatureTable(columns, values, table.histories)
+    taught = (y, np.ones(rows), np.arange(rows), 0)
+    fitted = TunedRecipe(kind, backbone, SHORT).fit(told, *taught)
+    first, tuned_part = fitted.members
+    # Labels hang on the forecast alone: tuning has next to nothing to add.
+    np.testing.assert_allclose(
+        fitted.logit(told), first.logit(told) + tuned_part.logit(told), atol=1e-9
+    )
+    assert np.corrcoef(fitted.logit(told), risk)[0, 1] > 0.9
+    assert [bool(h.columns) for h in fitted.heads()] == [True, False]
+    blind = TunedRecipe(kind, backbone, SHORT).fit(table.select({"aggregate"}), *taught)
+    assert blind.name == kind and not hasattr(blind, "members")
 
 
 def test_fits_that_nobody_waits_for_end(made: Made) -> None:
