@@ -110,5 +110,9 @@ def test_tuned_recipes_average_over_seeds(world: World, tmp_path: Path) -> None:
         Reporter(True),
     )  # fmt: skip
     package = Package.load(tmp_path / "out" / "package")
-    assert [h.weight for h in package.heads] == [0.5, 0.5]
-    assert all(not h.columns for h in package.heads)
+    # The forecasts, and the mean of two tuned corrections to them.
+    assert [(h.weight, bool(h.columns)) for h in package.heads] == [
+        (1.0, True),
+        (0.5, False),
+        (0.5, False),
+    ]
