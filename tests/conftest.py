@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy, polars and torch are imported: two OpenMP pools on two cores slow each other.
@@ -29,6 +31,21 @@ hypothesis.settings.register_profile(
     "riskfm", deadline=None, max_examples=25, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("riskfm")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """A service that a failed test left open fails that test alone, not the next.
+
+    Those of fixtures that several tests share were opened before.
+    """
+    harness = sys.modules.get("tests.serving.harness")
+    if harness is None:
+        yield
+        return
+    before = harness.opened()
+    yield
+    harness.close_from(before)
 
 
 @pytest.fixture(scope="session")

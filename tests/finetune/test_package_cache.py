@@ -100,7 +100,7 @@ class Doubles:
         self.loads.append(path.name)
         if path.name == "slow":
             self.begun.set()
-            assert self.go.wait(10)
+            assert self.go.wait(60)
         if path.name == "broken":
             raise ArtifactError("broken")
         return Held(path.name)
@@ -118,7 +118,7 @@ def test_a_load_stops_nobody_and_happens_once() -> None:
     cache, load = PackageCache(PLENTY), Doubles()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(cache.get, "slow", load) for _ in range(2)]
-        assert load.begun.wait(10)
+        assert load.begun.wait(60)
         other = pool.submit(cache.get, "other", load)
         assert other.result(10) is cache.get("other", load)
         assert not any(w.done() for w in waiting)
@@ -139,7 +139,7 @@ def test_what_is_dropped_while_loading_is_not_held() -> None:
     cache, load = PackageCache(PLENTY), Doubles()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cache.get, "slow", load)
-        assert load.begun.wait(10)
+        assert load.begun.wait(60)
         cache.drop("slow")
         load.go.set()
         assert waiting.result(10) is not None

@@ -121,7 +121,7 @@ def test_four_threads_get_equal_scores(world: tuple[Lender, Path], name: str) ->
     start = threading.Barrier(4)
 
     def score(thread: int) -> None:
-        start.wait(10)
+        start.wait(60)
         for turn in range(3):
             rows = fresh.score_population(people.population, reasons=(thread + turn) % 2 == 0)
             np.testing.assert_allclose([r.score for r in rows], wanted, rtol=0, atol=1e-12)
@@ -172,7 +172,7 @@ def test_once_makes_one_value_for_all_threads_and_tries_again() -> None:
         return made[-1]
 
     def get(_: int) -> Thing:
-        start.wait(10)
+        start.wait(60)
         return once.get("key", make)
 
     with ThreadPoolExecutor(6) as pool:

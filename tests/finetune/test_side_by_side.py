@@ -71,7 +71,7 @@ def test_long_fits_end_when_nobody_waits_any_more() -> None:
     ):
         for _ in found:
             raise KeyboardInterrupt
-    assert time.monotonic() - began < 5 and len(steps) < 4_000
+    assert time.monotonic() - began < 18 and len(steps) < 30_000
     assert threading.active_count() == running
     stop_if_asked()  # on a thread of its own nobody asks
 

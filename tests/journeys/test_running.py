@@ -53,7 +53,7 @@ def test_two_workers_lose_nothing(tmp_path: Path) -> None:
         assert load.lost == []
         assert set(load.answered) == {200}
         assert load.refused > 0
-        assert took < 30, took
+        assert took < 60, took
         assert fresh not in service.workers()
     log = (tmp_path / "service.log").read_text()
     for line in filter(None, log.splitlines()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +72,11 @@ class ScoreRow:
 
 
 class Package:
-    """Scores by a formula; `behaviour` makes it slow, broken or not finite."""
+    """Scores by a formula; `behaviour` makes it slow, broken or not finite.
+
+    Attributes:
+        gate: where there is one, scores wait until it opens.
+    """
 
     own_bytes = 1024
     encoder = None
@@ -81,6 +86,7 @@ class Package:
         self.schema = schema
         self.behaviour = behaviour
         self.scored = 0
+        self.gate: threading.Event | None = None
 
     @classmethod
     def load(
@@ -112,6 +118,8 @@ class Package:
 
     def score_population(self, population: Population, reasons: bool = False) -> list[ScoreRow]:
         self.scored += 1
+        if self.gate is not None:
+            assert self.gate.wait(60)
         after_warm_up = self.scored > 1
         if after_warm_up and self.behaviour.startswith("slow"):
             time.sleep(float(self.behaviour.split()[1]))

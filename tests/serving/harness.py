@@ -17,6 +17,8 @@ from serving.tenancy.keys import create_key, revoke_key
 from serving.tenancy.principal import SCOPES
 from tests.serving.fake_package import Package, write_package
 
+_OPENED: list[Service] = []
+
 
 class Service:
     """An application over fake packages, with a key of every scope."""
@@ -32,6 +34,7 @@ class Service:
         self.application = Application(self.runtime)
         transport = httpx.ASGITransport(self.application)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        _OPENED.append(self)
 
     def make_key(self, name: str, scopes: Iterable[str] = SCOPES, **more: Any) -> str:
         """A further key, known to the service at once."""
@@ -72,3 +75,14 @@ class Service:
             self.loop.run_until_complete(self.client.aclose())
             self.runtime.close()
             self.loop.close()
+
+
+def opened() -> int:
+    """How many services were opened so far."""
+    return len(_OPENED)
+
+
+def close_from(first: int) -> None:
+    """Close the services opened since `opened` gave that number; harmless for closed ones."""
+    while len(_OPENED) > first:
+        _OPENED.pop().close()

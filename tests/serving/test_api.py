@@ -208,7 +208,7 @@ def test_metrics_have_bounded_labels(service: Service) -> None:
 
 def test_decisions_are_logged_without_the_entity(service: Service) -> None:
     answer = service.score(request_of(5, seed=7)).json()
-    service.runtime.audit.append({}, "flush").result(timeout=5)
+    service.runtime.audit.append({}, "flush").result(timeout=60)
     lines = Path(service.settings.audit_path).read_text().splitlines()
     line = next(x for x in map(json.loads, lines) if x.get("request_id") == answer["request_id"])
     assert line["score"] == answer["score"] and line["band"] == answer["band"]
@@ -249,7 +249,7 @@ def test_faults_of_ours_are_500_and_say_nothing(
 
 
 def test_a_full_queue_is_429_and_a_late_score_503(tmp_path: Path) -> None:
-    service = Service(tmp_path, {"behaviour": "slow 0.8"}, queue=2, timeout_seconds=1.2)
+    service = Service(tmp_path, {"behaviour": "slow 1.5"}, queue=2, timeout_seconds=2.5)
 
     async def crowd() -> list[httpx.Response]:
         return await asyncio.gather(
@@ -262,8 +262,8 @@ def test_a_full_queue_is_429_and_a_late_score_503(tmp_path: Path) -> None:
     statuses = sorted(a.status_code for a in answers)
     assert statuses == [200, 429, 429, 429, 429, 503]
     assert all(a.headers["retry-after"] == "1" for a in answers if a.status_code != 200)
-    assert time.monotonic() - begin < 4
-    service.loop.run_until_complete(asyncio.sleep(0.5))
+    assert time.monotonic() - begin < 30
+    service.loop.run_until_complete(asyncio.sleep(0.6))
     assert service.score(request_of(2)).status_code == 200
     service.loop.run_until_complete(asyncio.sleep(0.01))
     assert service.runtime.deployments.pick("default").waiting == 0

@@ -42,8 +42,8 @@ def test_chain_holds_and_continues(path: Path) -> None:
     first = verify_log(path)
     assert first.lines == 5 and "customer" not in path.read_text()
     log = log_at(path)
-    log.append({"score": 0.5, "rules": None}, "customer-0").result(timeout=5)
-    log.append({"tenant": "acme"}, "customer-0").result(timeout=5)
+    log.append({"score": 0.5, "rules": None}, "customer-0").result(timeout=60)
+    log.append({"tenant": "acme"}, "customer-0").result(timeout=60)
     head = log.close()
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     assert verify_log(path, head).lines == 7 and lines[5]["previous"] == first.head
@@ -89,7 +89,7 @@ def test_dropped_last_lines_are_found_against_a_noted_head(path: Path) -> None:
         verify_log(path, head)
     path.write_text("".join(lines))
     log = log_at(path)
-    log.append({}, "c").result(timeout=5)
+    log.append({}, "c").result(timeout=60)
     log.close()
     # A log that grew since still holds what was noted.
     assert verify_log(path, head).noted == 5
@@ -102,7 +102,7 @@ def test_an_unfinished_line_of_a_crash_is_set_aside(path: Path) -> None:
         verify_log(path)
     assert len(follow(path)[0]) == 5
     log = log_at(path)
-    log.append({}, "c").result(timeout=5)
+    log.append({}, "c").result(timeout=60)
     log.close()
     assert verify_log(path).lines == 6
     assert path.with_name("log.jsonl.torn").read_text() == '{"seq":6,"half\n'
@@ -111,10 +111,10 @@ def test_an_unfinished_line_of_a_crash_is_set_aside(path: Path) -> None:
 def test_two_writers_share_one_chain_and_its_segments(path: Path) -> None:
     logs = [log_at(path, segment_bytes=4000) for _ in range(2)]
     for n in range(20):
-        logs[n % 2].append({"n": n}, "c").result(timeout=5)
+        logs[n % 2].append({"n": n}, "c").result(timeout=60)
     waiting = [log.append({"n": n}, "c") for n in range(50) for log in logs]
     for done in waiting:
-        done.result(timeout=5)
+        done.result(timeout=60)
     for log in logs:
         log.close()
     found = verify_log(path)
@@ -135,15 +135,15 @@ def test_a_segment_ends_with_its_day(path: Path, monkeypatch) -> None:
     log = log_at(path)
     tomorrow = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     monkeypatch.setattr(audit, "_moment", lambda: tomorrow.isoformat().replace("+00:00", "Z"))
-    log.append({}, "c").result(timeout=5)
-    log.append({}, "c").result(timeout=5)
+    log.append({}, "c").result(timeout=60)
+    log.append({}, "c").result(timeout=60)
     log.close()
     assert len(closed_segments(path)) == 1 and verify_log(path).lines == 8
     # A crash between closing a segment and beginning the next one loses nothing.
     os.rename(path, path.with_name("log.000002.jsonl"))
     assert verify_log(path).lines == 8 and follow(path, events=True)[1] > 0
     log = log_at(path)
-    log.append({}, "c").result(timeout=5)
+    log.append({}, "c").result(timeout=60)
     log.close()
     assert verify_log(path).lines == 10
     # Archived segments are missed by name, not silently.
@@ -162,7 +162,7 @@ def test_following_finds_each_decision_once(path: Path) -> None:
     seen, at = [], 0
     for n in range(40):
         record = {"event": "erasure"} if n % 10 == 9 else {"n": n}
-        log.append(record, "c").result(timeout=5)
+        log.append(record, "c").result(timeout=60)
         records, at = follow(path, at, limit=3)
         seen += records
     while len(seen) < 41:
@@ -188,7 +188,7 @@ def test_a_log_that_cannot_be_written_stops_decisions(path: Path, monkeypatch) -
     log = log_at(path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InternalError):
-        log.append({}, "c").result(timeout=5)
+        log.append({}, "c").result(timeout=60)
     with pytest.raises(InternalError, match="cannot be written"):
         log.append({}, "c")
     log.close()
@@ -225,7 +225,7 @@ def test_what_a_killed_writer_promised_is_there(path: Path) -> None:
         writer.kill()
         promised = int(writer.stdout.read().split()[-1])
     log = log_at(path)
-    log.append({"n": -1}, "c").result(timeout=5)
+    log.append({"n": -1}, "c").result(timeout=60)
     log.close()
     records, _ = follow(path, at, limit=10**6)
     numbers = [r["n"] for r in [*seen, *records] if "n" in r]
@@ -241,7 +241,7 @@ def test_a_record_that_cannot_be_written_fails_alone(path: Path) -> None:
         log.append({"score": float("nan")}, "c")
     with pytest.raises(InternalError, match="may not set"):
         log.append({"seq": 1}, "c")
-    log.append({"score": 0.5}, "c").result(timeout=5)
+    log.append({"score": 0.5}, "c").result(timeout=60)
     log.close()
     assert verify_log(path).lines == 6
 

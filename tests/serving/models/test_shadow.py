@@ -25,9 +25,10 @@ from serving.models.shadow_report import compare, lines
 from serving.models.shadow_store import ShadowPairs, ShadowStore
 from tests.serving.fake_package import SCHEMA
 from tests.serving.models.fake_workspace import FakeWorkspace
+from tests.serving.models.test_pool import occupied
 
 
-def wait_for(condition: Any, seconds: float = 5.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     """Until something holds, or fail."""
     end = time.monotonic() + seconds
     while not condition():
@@ -81,8 +82,7 @@ def test_nothing_is_scored_while_requests_are(tmp_path: Path, monkeypatch: Any) 
     gate = threading.Event()
 
     async def busy() -> None:
-        work = asyncio.ensure_future(deployments.pool.run("acme", gate.wait))
-        await asyncio.sleep(0.02)
+        work = await occupied(deployments.pool, "acme", gate)
         for n in range(2):
             offer(scorer, deployments, f"c{n}")
         await asyncio.to_thread(wait_for, lambda: scorer.counts["dropped"] == 2)
@@ -105,8 +105,7 @@ def test_only_so_many_wait(tmp_path: Path, monkeypatch: Any) -> None:
     gate = threading.Event()
 
     async def busy() -> ShadowScorer:
-        work = asyncio.ensure_future(deployments.pool.run("acme", gate.wait))
-        await asyncio.sleep(0.02)
+        work = await occupied(deployments.pool, "acme", gate)
         scorer = ShadowScorer(deployments.pool, kept.extend)
         for n in range(5):
             offer(scorer, deployments, f"c{n}")

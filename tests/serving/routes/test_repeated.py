@@ -30,7 +30,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def lines(service: Service) -> int:
     """Decisions in the log."""
     log = service.runtime.audit
-    log.append({}, "flush").result(timeout=5)
+    log.append({}, "flush").result(timeout=60)
     text = Path(service.settings.audit_path).read_text(encoding="utf-8").splitlines()
     return sum("score" in json.loads(line) for line in text)
 

@@ -123,7 +123,7 @@ def test_makers_may_withdraw_their_own(shell: Shell) -> None:
 def test_the_months_bill(shell: Shell) -> None:
     log = open_log(shell.folder)
     for channel in ("cards", "cards", "loans"):
-        log.append({"channel": channel, "route": "/v1/score"}, "e").result(timeout=5)
+        log.append({"channel": channel, "route": "/v1/score"}, "e").result(timeout=60)
     log.close()
     month = _month(log.path)
     prices = shell.folder / "prices.yaml"
