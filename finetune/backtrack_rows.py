@@ -26,6 +26,8 @@ from foundation.history import (
     Timeline,
     build_timeline,
     cut,
+    cut_entities,
+    entity_index,
     latest_profile,
 )
 from foundation.slots import source_slots
@@ -82,14 +84,18 @@ class Seen:
         zero = np.zeros(size, dtype=np.int64)
         return cls(zero, zero.copy(), np.full(size, ALWAYS_KNOWN))
 
-    def add(self, timeline: Timeline, found: Cut) -> None:
-        """Count a timeline; every event of it stands in no other."""
-        self.events += len(timeline)
+    def add(self, timeline: Timeline, found: Cut, held: np.ndarray) -> None:
+        """Count a timeline; every event of it stands in no other.
+
+        Args:
+            held: [E] events of its entities, also of those that are not in it.
+        """
+        self.events += int(held.sum())
         self.used += found.stop - found.start
         some = found.entity >= 0
         entity = np.where(some, found.entity, 0)
         if len(timeline.entity_ids):
-            self.held += np.where(some, np.diff(timeline.offsets)[entity], 0)
+            self.held += np.where(some, held[entity], 0)
         if len(timeline):
             last = timeline.known_us[np.maximum(found.stop - 1, 0)]
             last = np.where(found.stop > found.start, last, ALWAYS_KNOWN)
@@ -213,13 +219,18 @@ class PieceFeatures:
         schema, ids = self.reader.store.schema, samples["entity_id"]
         out = np.full((len(samples), len(self.spec.columns)), np.nan, dtype=np.float32)
         context = samples if schema.context else None
+        entity = entity_index(piece.entity_ids, ids)
+        before_us = np.full(len(piece.entity_ids), ALWAYS_KNOWN)
+        np.maximum.at(before_us, entity, as_of_us)
         for name, (spec, places) in (self.by_source or {}).items():
-            frames = {}
             if name:
-                frames[name] = self.reader.frame(name, piece, self.fields.get(name, ()))
-            timeline = build_timeline(schema, frames, grouped=True)
-            found = cut(timeline, ids, as_of_us)
-            seen.add(timeline, found)
+                read = self.reader.timeline(name, piece, self.fields.get(name, ()), before_us)
+                timeline = read.timeline
+                found = cut_entities(timeline, read.place[entity], as_of_us)
+                seen.add(timeline, found, read.held)
+            else:
+                timeline = build_timeline(schema, {})
+                found = cut(timeline, ids, as_of_us)
             if len(places):
                 out[:, places] = spec.compute(timeline, found, profile, ids, context)
         return out
@@ -239,7 +250,7 @@ class PieceFeatures:
         }
         timeline = build_timeline(schema, frames)
         found = cut(timeline, ids, as_of_us)
-        seen.add(timeline, found)
+        seen.add(timeline, found, np.diff(timeline.offsets))
         context = samples.select(list(schema.context)) if schema.context else None
         if self.plain or self.builder is None:
             return self.spec.names, self.spec.compute(timeline, found, profile, ids, context)

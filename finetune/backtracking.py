@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,6 +152,25 @@ class _Job:
 
     def run(self, workers: int, progress: Progress | None) -> list[dict[str, Any]]:
         """Every part in order: `file`, `sha256` and `counts`."""
+        done = 0
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                # The lists of files are read while samples are put in order.
+                listed = pool.submit(lambda: self.reader.files)
+                tasks = [pool.submit(self.part, *task) for task in self._plan(pool, listed)]
+                for task in as_completed(tasks):
+                    done += task.result()["counts"]["samples"]
+                    if progress:
+                        progress(done, len(self.samples))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            return [task.result() for task in tasks]
+
+    def _plan(
+        self, pool: ThreadPoolExecutor, listed: Future[Any]
+    ) -> list[tuple[Piece, np.ndarray]]:
+        """Every piece with its samples, in order of buckets; `listed` is done once files are."""
         ids = self.samples.entity_ids.unique().sort()
         bucket = lakehouse.buckets_of(ids)
         order = np.argsort(bucket, kind="stable")
@@ -166,6 +185,7 @@ class _Job:
         ends = [*first[1:].tolist(), len(order)]
         buckets, first = present.tolist(), first.tolist()
         rows = [int(edges[z] - edges[a]) for a, z in zip(first, ends, strict=True)]
+        listed.result()
         groups = self.reader.groups(buckets, rows, min(self.limit, GROUP_EVENTS))
 
         def plan(group: range) -> list[tuple[Piece, np.ndarray]]:
@@ -183,19 +203,7 @@ class _Job:
                 start = stop
             return out
 
-        done = 0
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                plans = [pool.submit(plan, group) for group in groups]
-                tasks = [pool.submit(self.part, *task) for p in plans for task in p.result()]
-                for task in as_completed(tasks):
-                    done += task.result()["counts"]["samples"]
-                    if progress:
-                        progress(done, len(self.samples))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            return [task.result() for task in tasks]
+        return [task for found in pool.map(plan, groups) for task in found]
 
     def part(self, piece: Piece, rows: np.ndarray) -> dict[str, Any]:
         """One part, made unless it is there as its record, written before it, describes it."""

@@ -18,7 +18,14 @@ import numpy as np
 import polars as pl
 
 from foundation import lakehouse
-from foundation.history import empty_source, entity_index
+from foundation.event_index import EventIndex, Wanted, indexed
+from foundation.history import (
+    Timeline,
+    build_timeline,
+    empty_source,
+    entity_index,
+    ordered_timeline,
+)
 from foundation.slots import SHARED_SUFFIX
 from foundation.store import EventStore
 
@@ -41,6 +48,21 @@ class Piece:
     def name(self) -> str:
         """Sorts as pieces do, such as `03-0001`."""
         return f"{self.buckets[0]:02d}-{self.number:04d}"
+
+
+@dataclass(frozen=True)
+class PieceTimeline:
+    """The events of one source and piece.
+
+    Attributes:
+        timeline: of F entities, in an order of its own.
+        place: [E] int64: where each entity of the piece stands in it, -1 where it has no event.
+        held: [F] int64 events the store holds of each, read or not.
+    """
+
+    timeline: Timeline
+    place: np.ndarray
+    held: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,11 +128,48 @@ class BucketReader:
         """[E] int64 events of entities of a bucket, over all sources."""
         out = np.zeros(len(entity_ids), dtype=np.int64)
         for name in self.files:
-            rows = self._scan(name, Piece((bucket,), 0, entity_ids), ["entity_id"])
+            piece = Piece((bucket,), 0, entity_ids)
+            held = self._held(name, piece)
+            counted = self.index.count(name, held[0], entity_ids) if self.index and held else None
+            if counted is not None:
+                out += counted
+                continue
+            rows = self._scan(name, piece, ["entity_id"])
             if rows is not None:
                 found = rows.group_by("entity_id").len().collect(engine="streaming")
                 out[entity_index(entity_ids, found["entity_id"])] += found["len"].to_numpy()
         return out
+
+    def timeline(
+        self, name: str, piece: Piece, fields: Collection[str], before_us: np.ndarray
+    ) -> PieceTimeline:
+        """A source's events of a piece as a timeline of their own, from the index if there is one.
+
+        Args:
+            fields: only these declared fields.
+            before_us: [E] int64: events of each entity that become known later may be left out.
+        """
+        held, ids = self._held(name, piece), piece.entity_ids
+        place = np.full(len(ids), -1, dtype=np.int64)
+        if self.index is not None and held:
+            columns = self._columns(name, fields)[3:]
+            rows = self.index.rows(name, held, Wanted(ids, before_us), columns)
+            if rows is not None:
+                place[rows.entity] = np.arange(len(rows.entity))
+                timeline = ordered_timeline(
+                    self.store.schema, name, ids[rows.entity], rows.counts, rows.known_us,
+                    rows.event_us, rows.fields,
+                )  # fmt: skip
+                return PieceTimeline(timeline, place, rows.held)
+        frames = {name: self.frame(name, piece, fields)}
+        timeline = build_timeline(self.store.schema, frames, grouped=True)
+        place[entity_index(ids, timeline.entity_ids)] = np.arange(len(timeline.entity_ids))
+        return PieceTimeline(timeline, place, np.diff(timeline.offsets))
+
+    @cached_property
+    def index(self) -> EventIndex | None:
+        """The store's index, where it is kept indexed."""
+        return EventIndex(self.store.directory) if indexed(self.store.directory) else None
 
     def frame(self, name: str, piece: Piece, fields: Collection[str] | None = None) -> pl.DataFrame:
         """A source's events of a piece, as `history.build_timeline` takes them.
@@ -120,12 +179,7 @@ class BucketReader:
         Args:
             fields: only these declared fields; None reads all.
         """
-        declared = self.store.schema.sources[name].fields
-        columns = ["entity_id", "event_time", "known_at"]
-        for field, spec in declared.items():
-            if fields is None or field in fields:
-                columns += [field, *([field + SHARED_SUFFIX] if spec.kind == "identifier" else [])]
-        rows = self._scan(name, piece, columns)
+        rows = self._scan(name, piece, self._columns(name, fields))
         if rows is None:
             return empty_source(self.store.schema, name)
         frame = rows.with_columns(
@@ -134,6 +188,20 @@ class BucketReader:
         if lakehouse.ROW in frame.columns:
             frame = lakehouse.in_order(frame, "known_at", "event_time")
         return frame
+
+    def _columns(self, name: str, fields: Collection[str] | None) -> list[str]:
+        """Columns of a table: entity, two times, declared fields and what is kept beside them."""
+        columns = ["entity_id", "event_time", "known_at"]
+        for field, spec in self.store.schema.sources[name].fields.items():
+            if fields is None or field in fields:
+                columns += [field, *([field + SHARED_SUFFIX] if spec.kind == "identifier" else [])]
+        return columns
+
+    def _held(self, name: str, piece: Piece) -> list[list[str]]:
+        """The files of each bucket of a piece; none where they hold rows of later versions."""
+        if self.store.below(name) is not None:
+            return []
+        return [self.files[name][b][0] for b in piece.buckets if b in self.files[name]]
 
     def _scan(self, name: str, piece: Piece, columns: list[str]) -> pl.LazyFrame | None:
         """Rows of a piece in file order; with the number of the row where files must be merged."""

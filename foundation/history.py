@@ -126,6 +126,35 @@ def build_timeline(
     return Timeline(schema, ids, offsets, known, event, source, row, tuple(tables))
 
 
+def ordered_timeline(
+    schema: Schema,
+    name: str,
+    entity_ids: pl.Series,
+    counts: np.ndarray,
+    known_us: np.ndarray,
+    event_us: np.ndarray,
+    fields: pl.DataFrame,
+) -> Timeline:
+    """A timeline of one source whose rows stand in its order already.
+
+    Args:
+        entity_ids: [E] strings, unique; counts: [E] int64 rows of each, one after another.
+        known_us, event_us: [N] int64; fields: [N] columns of the source.
+    """
+    source = schema.source_names.index(name)
+    frames = [fields if n == name else empty_source(schema, n) for n in schema.source_names]
+    return Timeline(
+        schema,
+        entity_ids,
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        known_us,
+        event_us,
+        np.full(len(known_us), source, dtype=np.int16),
+        np.arange(len(known_us)),
+        tuple(frames),
+    )
+
+
 def _merged(tables: list[pl.DataFrame], codes: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Entity, known, event, source and row of all events in timeline order."""
     counts = [len(frame) for frame in tables]
@@ -246,8 +275,12 @@ def cut(timeline: Timeline, entity_ids: pl.Series, as_of_us: np.ndarray) -> Cut:
         entity_ids: [S] strings.
         as_of_us: [S] int64.
     """
+    return cut_entities(timeline, entity_index(timeline.entity_ids, entity_ids), as_of_us)
+
+
+def cut_entities(timeline: Timeline, entity: np.ndarray, as_of_us: np.ndarray) -> Cut:
+    """`cut` for who knows where the entities stand in the timeline: [S] int64, -1 for absent."""
     as_of_us = np.asarray(as_of_us, dtype=np.int64)
-    entity = entity_index(timeline.entity_ids, entity_ids)
     known = entity >= 0
     safe = np.where(known, entity, 0)
     if len(timeline.entity_ids) == 0:
@@ -266,8 +299,9 @@ def entity_index(entity_ids: pl.Series, wanted: pl.Series) -> np.ndarray:
     if len(entity_ids) + len(wanted) <= SMALL:
         place = {entity: code for code, entity in enumerate(entity_ids.to_list())}
         return np.array([place.get(w, -1) for w in wanted.to_list()], dtype=np.int64)
-    found = wanted.cast(pl.Enum(entity_ids), strict=False).to_physical()
-    return found.cast(pl.Int64).fill_null(-1).to_numpy()
+    places = entity_ids.alias("id").to_frame().with_row_index("place")
+    found = wanted.alias("id").to_frame().join(places, on="id", how="left", maintain_order="left")
+    return found["place"].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def first_not_before(

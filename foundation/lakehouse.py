@@ -33,11 +33,16 @@ _LAYOUT = WriterProperties(
 
 
 def buckets_of(entity_ids: pl.Series) -> np.ndarray:
-    """[n] int32 bucket of each id: a polynomial hash of its UTF-8 bytes, stable for ever."""
+    """[n] int32 bucket of each id, stable for ever."""
+    return ((keys_of(entity_ids) >> np.uint64(40)) % np.uint64(BUCKETS)).astype(np.int32)
+
+
+def keys_of(entity_ids: pl.Series) -> np.ndarray:
+    """[n] uint64 of each id: a polynomial hash of its UTF-8 bytes, stable for ever."""
     lengths = entity_ids.str.len_bytes().to_numpy().astype(np.int64)
     if not len(lengths):
-        return np.zeros(0, dtype=np.int32)
-    data = np.frombuffer("".join(entity_ids.to_list()).encode(), dtype=np.uint8)
+        return np.zeros(0, dtype=np.uint64)
+    data = np.frombuffer(entity_ids.str.join("").item().encode(), dtype=np.uint8)
     starts = np.cumsum(lengths) - lengths
     place = np.arange(len(data)) - np.repeat(starts, lengths)
     powers = np.ones(int(lengths.max()) + 1, dtype=np.uint64)
@@ -45,8 +50,7 @@ def buckets_of(entity_ids: pl.Series) -> np.ndarray:
     powers = np.cumprod(powers, dtype=np.uint64)
     terms = (data.astype(np.uint64) + np.uint64(1)) * powers[place]
     mixed = np.add.reduceat(terms, starts)
-    mixed = (mixed ^ (mixed >> np.uint64(33))) * _MIX
-    return ((mixed >> np.uint64(40)) % np.uint64(BUCKETS)).astype(np.int32)
+    return (mixed ^ (mixed >> np.uint64(33))) * _MIX
 
 
 def create_table(path: Path, columns: Mapping[str, pl.DataType]) -> None:

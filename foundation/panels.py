@@ -223,7 +223,8 @@ def as_float(column: EventColumn) -> np.ndarray:
     floats = column
     if isinstance(floats, pl.Series):
         floats = floats.cast(pl.Float64, strict=False).to_numpy()
-    return np.where(np.isfinite(floats), floats, np.nan)
+    finite = np.isfinite(floats)
+    return floats if finite.all() else np.where(finite, floats, np.nan)
 
 
 @lru_cache(maxsize=1024)

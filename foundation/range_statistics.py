@@ -106,13 +106,14 @@ class RangeStatistics:
         return np.asarray(self.present_rows if kind == "present" else self.flags, dtype=np.float64)
 
     def window(self, name: str) -> tuple[Segments, np.ndarray | None]:
-        """Segments of a window and the boolean [M] that keeps its rows (None keeps all)."""
+        """Segments of a window and its rows among the M, ascending (None for all)."""
         if name not in self._windows:
             keep = None if name == ALL else self.newer if name == HALF else self._between(name)
-            if keep is None or (len(keep) and keep.all()):
+            kept = None if keep is None else np.flatnonzero(keep)
+            if kept is None or 0 < len(kept) == len(self.row):
                 self._windows[name] = (self.segments, None)
             else:
-                self._windows[name] = (self.segments.select(keep), keep)
+                self._windows[name] = (self.segments.select(kept), kept)
         return self._windows[name]
 
     def _between(self, name: str) -> np.ndarray:
@@ -130,11 +131,11 @@ class RangeStatistics:
         """[W, K, S] sums of the rows of a kind."""
         for name in windows:
             if (name, kind) not in self._sums:
-                segments, keep = self.window(name)
+                segments, kept = self.window(name)
                 kinds = (kind,) if self.many else KINDS
                 rows = [self._kind(k) for k in kinds]
                 table = rows[0] if len(rows) == 1 else np.concatenate(rows)
-                table = table if keep is None else np.compress(keep, table, axis=1)
+                table = table if kept is None else table.take(kept, axis=1)
                 found = segments.sum(table)
                 ends = np.cumsum([len(r) for r in rows])[:-1]
                 parts = np.split(found, ends) if len(rows) > 1 else [found]
@@ -178,8 +179,8 @@ class RangeStatistics:
             rows = np.where(self.present_rows, rows, worst)
         for name in windows:
             if (name, side) not in self._extremes:
-                segments, keep = self.window(name)
-                table = rows if keep is None else np.compress(keep, rows, axis=1)
+                segments, kept = self.window(name)
+                table = rows if kept is None else rows.take(kept, axis=1)
                 found = segments.min(table) if side == "min" else segments.max(table)
                 self._extremes[name, side] = _finite(found)
         return np.array([self._extremes[w, side] for w in windows])

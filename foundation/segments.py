@@ -52,14 +52,18 @@ class Segments:
         """[R, M] to [R, S]; -inf for an empty segment."""
         return self._reduce(np.maximum, values, -np.inf)
 
-    def select(self, keep: np.ndarray) -> Segments:
-        """The segments of the rows that a boolean [M] keeps."""
+    def select(self, kept: np.ndarray) -> Segments:
+        """The segments of some rows.
+
+        Args:
+            kept: [M'] int64 flat rows, ascending.
+        """
         if not len(self.starts):
             return self
         if len(self.counts) == 1:
-            return Segments.of(np.array([np.count_nonzero(keep)]))
+            return Segments.of(np.array([len(kept)]))
         counts = np.zeros(len(self.counts), dtype=np.int64)
-        counts[self.filled] = np.add.reduceat(keep.astype(np.int64), self.starts)
+        counts[self.filled] = np.diff(kept.searchsorted(self.starts), append=len(kept))
         return Segments.of(counts)
 
     def _reduce(self, ufunc: np.ufunc, values: np.ndarray, empty: float) -> np.ndarray:

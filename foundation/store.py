@@ -6,6 +6,7 @@
     DIR/quarantine/          Delta: import, source, file, row, reason
     DIR/imports/DIGEST.json  one per import: pins the version of every table
     DIR/rewrites/NUMBER.json the same rows written anew (`foundation.compaction`), where they lie
+    DIR/index/               made on demand: rows of some entities (`foundation.event_index`)
 
 An import exists once its record does, and the record appears by one rename. Readers read tables at
 the versions the latest record pins; what an interrupted import appended is never read. The digest
@@ -27,6 +28,7 @@ import yaml
 
 from foundation import history, identifiers, lakehouse, validate
 from foundation.errors import DataError, SchemaError
+from foundation.event_index import indexed, refresh
 from foundation.importing import (
     PROFILE,
     FilesArgument,
@@ -268,7 +270,10 @@ def import_events(
             if record["digest"] == digest:
                 tables = tuple(summary_from(t) for t in record["summary"])
                 return ImportSummary(digest, record["version"], True, tables, warnings)
-        return _Import(store, digest, now, progress).run(paths, warnings)
+        summary = _Import(store, digest, now, progress).run(paths, warnings)
+        if indexed(store.directory):
+            refresh(EventStore.open(store_dir))
+        return summary
 
 
 class _Import:

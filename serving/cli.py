@@ -34,7 +34,7 @@ from serving.sample_commands import reads_mapping
 from serving.serve_commands import add_to as add_serve
 from serving.settings_commands import add_to as add_settings
 from serving.simulate_commands import simulate
-from serving.store_commands import events_compact
+from serving.store_commands import events_compact, events_index
 from serving.tenancy.commands import add_to as add_tenancy
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -416,6 +416,7 @@ add_safety(cli)
 add_tenancy(cli)
 cli.add_command(backbone_group)
 events.add_command(events_compact)
+events.add_command(events_index)
 tokenizer.add_command(tokenizer_extend)
 schema.add_command(schema_map)
 

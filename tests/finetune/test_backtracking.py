@@ -26,6 +26,7 @@ from finetune.samples import read_samples
 from foundation.aggregates import AggregateSpec
 from foundation.errors import ArtifactError, SampleError, UserError
 from foundation.history import cut
+from foundation.indexing import drop_index, make_index
 from foundation.store import EventStore, import_events
 
 DAY = dt.timedelta(days=1)
@@ -186,6 +187,15 @@ def test_any_number_of_workers_writes_the_same_bytes(
     root: Path, done: Path, tmp_path: Path, workers: int
 ) -> None:
     run_backtrack(inputs(root), tmp_path / "out", workers=workers)
+    assert every_byte(tmp_path / "out") == every_byte(done)
+
+
+def test_with_an_index_it_writes_the_same_bytes(root: Path, done: Path, tmp_path: Path) -> None:
+    make_index(root / "store")
+    try:
+        run_backtrack(inputs(root), tmp_path / "out", workers=2)
+    finally:
+        drop_index(root / "store")
     assert every_byte(tmp_path / "out") == every_byte(done)
 
 

@@ -19,7 +19,7 @@ def test_reductions_equal_a_loop_and_do_not_depend_on_neighbours(counts: list[in
     values = rng.normal(size=(3, sum(counts))) * 10.0 ** rng.integers(-6, 7)
     total, low, high = segments.sum(values), segments.min(values), segments.max(values)
     keep = rng.random(sum(counts)) < 0.5
-    chosen = segments.select(keep)
+    chosen = segments.select(np.flatnonzero(keep))
     first = 0
     for k, count in enumerate(counts):
         own = np.ascontiguousarray(values[:, first : first + count])

@@ -2,9 +2,10 @@
 
     python -m scripts.bench.backtrack.measured STEP WORLD [--threads N] [...]
 
-STEP is `world` (make the store and the samples), `riskfm`, a formulation of `opponents`, or
-`check` (compare what they wrote). Prints one JSON object: seconds of the work without imports, and
-the peak resident memory of the process.
+STEP is `world` (make the store and the samples), `index` (make the store's index), `riskfm` with
+that index, `riskfm-without`, a formulation of `opponents`, or `check` (compare what they wrote).
+Prints one JSON object: seconds of the work without imports, and the peak resident memory of the
+process.
 """
 
 from __future__ import annotations
@@ -50,7 +51,12 @@ def prepare(given: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
             world.make_samples(given.world / "samples.parquet", given.entities, given.samples)
 
         return make
-    if given.step == "riskfm":
+    if given.step == "index":
+        from foundation.indexing import drop_index, make_index
+
+        drop_index(given.world / "store")
+        return lambda: {"mib": make_index(given.world / "store").size / 2**20}
+    if given.step.startswith("riskfm"):
         return ours(given)
     if given.step == "check":
         return lambda: check(given.world)
@@ -66,10 +72,13 @@ def prepare(given: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
 def ours(given: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """`riskfm backtrack` with the columns of the benchmark given."""
     from finetune.backtracking import BacktrackInputs, run_backtrack
+    from foundation.buckets import BucketReader
     from scripts.bench.backtrack.world import world_schema, world_spec
 
-    out = given.world / "riskfm"
+    out = given.world / given.step
     shutil.rmtree(out, ignore_errors=True)
+    if given.step == "riskfm-without":
+        BucketReader.index = None  # type: ignore[assignment]
     spec = given.world / "aggregates.json"
     spec.write_text(world_spec(world_schema()).to_json(), encoding="utf-8")
     inputs = BacktrackInputs(
@@ -95,7 +104,9 @@ def check(world: Path) -> dict[str, Any]:
     from scripts.bench.backtrack.world import column_names
 
     own = read_features(world / "riskfm").select("row", *column_names()).sort("row").collect()
-    differing: list[str] = []
+    plain = read_features(world / "riskfm-without").sort("row").collect()
+    same = plain.equals(read_features(world / "riskfm").sort("row").collect())
+    differing = [] if same else ["riskfm with and without its index"]
     for path in sorted(world.glob("*_*.parquet")):
         other = pl.read_parquet(path).sort("row")
         if not own["row"].cast(pl.Int64).equals(other["row"].cast(pl.Int64).alias("row")):
