@@ -226,42 +226,54 @@ class OnlineStore:
             InternalError: the history changes faster than it can be read.
         """
         key = tenant, entity
-        values = {"tenant": tenant, "entity": entity}
         found = self._cache.get(key)
         for _ in range(_TRIES):
-            row = self._standing.run(lambda c: c.execute(_VERSION, values).first())
-            if row is None:
+            looked = self._look(tenant, entity, found)
+            if looked is None:
                 self._cache.drop(key)
                 return None
-            if found is not None and found.version == row[0]:
-                return found
-            found = self._load(tenant, entity, found)
-            if found is not None:
+            fresh, whole = looked
+            if fresh is not found:
                 # What was read while it changed bears the version before, and is read again.
+                found = fresh
                 self._cache.put(key, found)
+            if whole:
+                return found
         raise InternalError("a stored history changed while it was read, again and again")
 
-    def _load(self, tenant: str, entity: str, old: StoredHistory | None) -> StoredHistory | None:
-        """Read the blocks that differ from those of an earlier reading."""
+    def _look(
+        self, tenant: str, entity: str, old: StoredHistory | None
+    ) -> tuple[StoredHistory, bool] | None:
+        """What is stored now, of which only blocks are read that differ from an earlier reading.
+
+        Returns:
+            the history, and whether it stayed the same while it was read; None for nothing.
+        """
         have = {} if old is None else old.parts
         mine = {"tenant": tenant, "entity": entity}
 
-        def look(connection: sa.Connection) -> tuple[Any, set[int], Sequence[Any]]:
+        def look(connection: sa.Connection) -> tuple[Any, set[int], Sequence[Any], bool]:
             row = connection.execute(_ABOUT, mine).first()
+            if row is None or (old is not None and old.version == row.version):
+                return row, set(), [], True
             there = connection.execute(_BLOCKS, mine).all()
             kept = {seq for seq, version in there if seq in have and have[seq][1] == version}
             missing = [seq for seq, _ in there if seq not in kept]
             query = _BLOBS.where(blocks.c.seq.in_(missing)) if kept else _BLOBS
-            return row, kept, connection.execute(query, mine).all() if missing else []
+            blobs = connection.execute(query, mine).all() if missing else []
+            after = connection.execute(_VERSION, mine).first()
+            return row, kept, blobs, after is not None and after[0] == row.version
 
-        row, kept, rows = self._standing.run(look)
+        row, kept, rows, whole = self._standing.run(look)
         if row is None:
             return None
+        if old is not None and old.version == row.version:
+            return old, True
         parts = {seq: have[seq] for seq in kept}
         for seq, source, version, blob in rows:
             events = unseal(self._vault, tenant, entity, seq, bytes(blob))
             parts[seq] = source, version, events
-        return StoredHistory(row.version, row.dropped, parts)
+        return StoredHistory(row.version, row.dropped, parts), whole
 
     def summary(self, tenant: str, entity: str) -> Summary | None:
         """What is stored of a customer, without opening it; None for nothing."""

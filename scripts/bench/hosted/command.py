@@ -21,10 +21,11 @@ Figure = Callable[..., None]
 
 def main() -> int:
     """Run the sections that are asked for and not there yet; 1 where a figure misses its bar."""
-    from scripts.bench.hosted import channels, faults, files, isolation, speed
+    from scripts.bench.hosted import channels, faults, files, incremental, isolation, speed
 
     sections: dict[str, Callable[[World, Figure], None]] = {
         "speed": speed.run,
+        "incremental": incremental.run,
         "files": files.run,
         "channels": channels.run,
         "isolation": isolation.run,
