@@ -129,8 +129,8 @@ class BucketReader:
         out = np.zeros(len(entity_ids), dtype=np.int64)
         for name in self.files:
             piece = Piece((bucket,), 0, entity_ids)
-            held = self._held(name, piece)
-            counted = self.index.count(name, held[0], entity_ids) if self.index and held else None
+            index, held = self._index_of(name), self._held(name, piece)
+            counted = index.count(name, held[0], entity_ids) if index and held else None
             if counted is not None:
                 out += counted
                 continue
@@ -149,11 +149,12 @@ class BucketReader:
             fields: only these declared fields.
             before_us: [E] int64: events of each entity that become known later may be left out.
         """
-        held, ids = self._held(name, piece), piece.entity_ids
+        ids = piece.entity_ids
         place = np.full(len(ids), -1, dtype=np.int64)
-        if self.index is not None and held:
-            columns = self._columns(name, fields)[3:]
-            rows = self.index.rows(name, held, Wanted(ids, before_us), columns)
+        index, held = self._index_of(name), self._held(name, piece)
+        if index is not None and held:
+            columns = self._columns(name, fields)
+            rows = index.rows(name, held, Wanted(ids), before_us, columns)
             if rows is not None:
                 place[rows.entity] = np.arange(len(rows.entity))
                 timeline = ordered_timeline(
@@ -179,7 +180,8 @@ class BucketReader:
         Args:
             fields: only these declared fields; None reads all.
         """
-        rows = self._scan(name, piece, self._columns(name, fields))
+        columns = ["entity_id", "event_time", "known_at", *self._columns(name, fields)]
+        rows = self._scan(name, piece, columns)
         if rows is None:
             return empty_source(self.store.schema, name)
         frame = rows.with_columns(
@@ -190,22 +192,24 @@ class BucketReader:
         return frame
 
     def _columns(self, name: str, fields: Collection[str] | None) -> list[str]:
-        """Columns of a table: entity, two times, declared fields and what is kept beside them."""
-        columns = ["entity_id", "event_time", "known_at"]
+        """Columns of a table for declared fields: they and what is kept beside them."""
+        columns = []
         for field, spec in self.store.schema.sources[name].fields.items():
             if fields is None or field in fields:
                 columns += [field, *([field + SHARED_SUFFIX] if spec.kind == "identifier" else [])]
         return columns
 
+    def _index_of(self, name: str) -> EventIndex | None:
+        """The index of a table; None also where its files hold rows of later versions."""
+        return self.index if self.store.below(name) is None else None
+
     def _held(self, name: str, piece: Piece) -> list[list[str]]:
-        """The files of each bucket of a piece; none where they hold rows of later versions."""
-        if self.store.below(name) is not None:
-            return []
+        """The files of each bucket of a piece that has any."""
         return [self.files[name][b][0] for b in piece.buckets if b in self.files[name]]
 
     def _scan(self, name: str, piece: Piece, columns: list[str]) -> pl.LazyFrame | None:
         """Rows of a piece in file order; with the number of the row where files must be merged."""
-        held = [self.files[name][b][0] for b in piece.buckets if b in self.files[name]]
+        held = self._held(name, piece)
         if not held:
             return None
         files = [file for one in held for file in one]

@@ -18,7 +18,7 @@ from typing import Any
 
 from foundation import lakehouse
 from foundation.errors import UserError
-from foundation.event_index import indexed, refresh
+from foundation.event_index import keep_up
 from foundation.store import EventStore, Progress
 from foundation.whole_files import locked, write_whole
 
@@ -84,8 +84,7 @@ def compact(
             lakehouse.forget(directory / "tables" / name, tables[name]["version"], keep_days)
             for name in names
         )
-        if indexed(directory):
-            refresh(EventStore.open(directory))
+        keep_up(EventStore.open(directory))
         if progress:
             progress(len(names), len(names), "done")
         return CompactionSummary(before, _count(EventStore.open(directory)), deleted)

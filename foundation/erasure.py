@@ -22,7 +22,7 @@ from typing import Any
 
 from foundation import lakehouse
 from foundation.compaction import REWRITES
-from foundation.event_index import indexed, refresh
+from foundation.event_index import keep_up
 from foundation.store import EventStore
 from foundation.whole_files import locked, write_whole
 
@@ -86,8 +86,7 @@ def erase_entity(directory: str | Path, entity_id: str, now: dt.datetime | None 
         write_whole(file, json.dumps(record, indent=1))
         for path in paths.values():
             lakehouse.forget_log(path)
-        if indexed(directory):
-            refresh(EventStore.open(directory))
+        keep_up(EventStore.open(directory))
     return Erased(removed)
 
 

@@ -9,7 +9,7 @@ Parquet must be unpacked whole to find the rows of some entities, because those 
 between them. Here columns lie open and are mapped into memory, and only pages with rows that are
 asked for are touched. That pays for whoever back-tracks samples of a part of the customers again
 and again; it takes disk space, so it is made on demand and kept up to date from then on: imports,
-compaction and erasure end with `refresh`.
+compaction and erasure end with `keep_up`.
 
 What is asked for comes from the index or from Parquet, with the same rows in the same order. Files
 of the store are never changed, only replaced under new names, so an index cannot be of another
@@ -65,15 +65,9 @@ class IndexSummary:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Entities asked for, and up to when.
-
-    Attributes:
-        entity_ids: [P] strings, unique.
-        before_us: [P] int64: of each the events with known_at before.
-    """
+    """Entities asked for: [P] strings, unique."""
 
     entity_ids: pl.Series
-    before_us: np.ndarray
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -117,19 +111,25 @@ class EventIndex:
     directory: Path
 
     def rows(
-        self, source: str, buckets: Sequence[Sequence[str]], wanted: Wanted, fields: Sequence[str]
+        self,
+        source: str,
+        buckets: Sequence[Sequence[str]],
+        wanted: Wanted,
+        before_us: np.ndarray,
+        fields: Sequence[str],
     ) -> EntityRows | None:
         """Events of some entities before a moment; None where a file is not indexed.
 
         Args:
             buckets: the files of each; an entity lies in one bucket.
+            before_us: [P] int64: of each entity the events with known_at before.
         """
         parts = []
         for files in buckets:
             found = self._open(source, files)
             if found is None:
                 return None
-            parts.append(_merged([file.rows(wanted, fields) for file in found]))
+            parts.append(_merged([file.rows(wanted, before_us, fields) for file in found]))
         return parts[0] if len(parts) == 1 else _chained(parts)
 
     def count(self, source: str, files: Sequence[str], entity_ids: pl.Series) -> np.ndarray | None:
@@ -137,8 +137,7 @@ class EventIndex:
         found = self._open(source, files)
         if found is None:
             return None
-        wanted = Wanted(entity_ids, np.zeros(0, dtype=np.int64))
-        out = np.zeros(len(entity_ids), dtype=np.int64)
+        wanted, out = Wanted(entity_ids), np.zeros(len(entity_ids), dtype=np.int64)
         for file in found:
             entity, run = file.find(wanted)
             out[entity] += file.runs[1, run]
@@ -182,12 +181,12 @@ class _IndexedFile:
         order = same[np.argsort(run[same], kind="stable")]
         return entity[order], run[order]
 
-    def rows(self, wanted: Wanted, fields: Sequence[str]) -> EntityRows:
+    def rows(self, wanted: Wanted, before_us: np.ndarray, fields: Sequence[str]) -> EntityRows:
         """See `EventIndex.rows`."""
         entity, run = self.find(wanted)
         start, held = self.runs[:, run]
         known, event = (self._values(self._columns[name]) for name in TIMES)
-        stop = first_not_before(known, start, start + held, wanted.before_us[entity])
+        stop = first_not_before(known, start, start + held, before_us[entity])
         counts = stop - start
         first = np.cumsum(counts) - counts
         place = np.repeat(start - first, counts)
@@ -241,6 +240,12 @@ def refresh(store: EventStore, progress: Progress | None = None) -> IndexSummary
         progress(len(names), len(names), "done")
     held = [p for p in (store.directory / INDEX).rglob("*") if p.is_file()]
     return IndexSummary(made, dropped, sum(p.stat().st_size for p in held))
+
+
+def keep_up(store: EventStore) -> None:
+    """`refresh` where the store is kept indexed."""
+    if indexed(store.directory):
+        refresh(store)
 
 
 def _merged(parts: list[EntityRows]) -> EntityRows:

@@ -28,7 +28,7 @@ import yaml
 
 from foundation import history, identifiers, lakehouse, validate
 from foundation.errors import DataError, SchemaError
-from foundation.event_index import indexed, refresh
+from foundation.event_index import keep_up
 from foundation.importing import (
     PROFILE,
     FilesArgument,
@@ -271,8 +271,7 @@ def import_events(
                 tables = tuple(summary_from(t) for t in record["summary"])
                 return ImportSummary(digest, record["version"], True, tables, warnings)
         summary = _Import(store, digest, now, progress).run(paths, warnings)
-        if indexed(store.directory):
-            refresh(EventStore.open(store_dir))
+        keep_up(EventStore.open(store_dir))
         return summary
 
 
