@@ -51,7 +51,7 @@ from foundation.slots import (
 )
 from foundation.statistics import Plan, Rows, fill_events
 
-CHUNK_ROWS = 200_000
+CHUNK_ROWS = 500_000
 TINY, HUGE = np.float32(1e-30), np.float32(3e38)
 FIT_ENTITIES = 4_000
 FIT_CUT_DAYS = (0, 31, 61, 92, 183, 365)

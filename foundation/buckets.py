@@ -49,6 +49,11 @@ class Piece:
         """Sorts as pieces do, such as `03-0001`."""
         return f"{self.buckets[0]:02d}-{self.number:04d}"
 
+    @cached_property
+    def wanted(self) -> Wanted:
+        """The entities as an index looks them up, made once for all sources."""
+        return Wanted(self.entity_ids)
+
 
 @dataclass(frozen=True)
 class PieceTimeline:
@@ -154,7 +159,7 @@ class BucketReader:
         index, held = self._index_of(name), self._held(name, piece)
         if index is not None and held:
             columns = self._columns(name, fields)
-            rows = index.rows(name, held, Wanted(ids), before_us, columns)
+            rows = index.rows(name, held, piece.wanted, before_us, columns)
             if rows is not None:
                 place[rows.entity] = np.arange(len(rows.entity))
                 timeline = ordered_timeline(

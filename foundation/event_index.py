@@ -1,6 +1,6 @@
 """An index beside the store's files: the rows of some entities without reading those of others.
 
-    DIR/index/SOURCE/FILE/0.npy, 1.npy ...   times and fields, as they lie in memory
+    DIR/index/SOURCE/FILE/0.npy, 1.npy ...   times and fields, packed (foundation.packing)
     DIR/index/SOURCE/FILE/ids.npy, keys.npy  entities in the order of the file, keys sorted
     DIR/index/SOURCE/FILE/runs.npy           where each entity's rows begin, how many there are
     DIR/index/SOURCE/FILE/columns.json       what the columns are called; written last
@@ -36,13 +36,15 @@ import polars as pl
 from foundation import lakehouse
 from foundation.errors import InternalError
 from foundation.history import first_not_before, known_order
+from foundation.packing import packed, packed_bound, unpacked
+from foundation.segments import range_rows
 from foundation.whole_files import write_whole
 
 if TYPE_CHECKING:
     from foundation.store import EventStore
 
 INDEX = "index"
-COLUMNS, FORMAT = "columns.json", 1
+COLUMNS, FORMAT = "columns.json", 2
 TIMES = ("known_at", "event_time")
 Progress = Callable[[int, int, str], None]
 
@@ -171,11 +173,16 @@ class _IndexedFile:
             entity: [E] int64 places in `wanted`; run: [E] int64 their runs, ascending.
         """
         keys, run = np.load(self._folder / "keys.npy")
-        # Other entities may share a key, though hardly ever: the names decide.
-        low, high = (keys.searchsorted(wanted.keys, side) for side in ("left", "right"))
-        entity = np.repeat(np.arange(len(low)), high - low)
-        first = np.cumsum(high - low) - (high - low)
-        run = run[np.arange(len(entity)) + np.repeat(low - first, high - low)].astype(np.int64)
+        low = keys.searchsorted(wanted.keys)
+        entity = np.flatnonzero(keys.take(low, mode="clip") == wanted.keys)
+        low = low[entity]
+        if (keys[1:] == keys[:-1]).any():
+            # Several entities share a key, which hardly ever happens: look at each of them.
+            high = keys.searchsorted(keys[low], "right")
+            entity = np.repeat(entity, high - low)
+            low = range_rows(low, high)
+        run = run[low].astype(np.int64)
+        # The names decide.
         names = np.load(self._folder / "ids.npy", mmap_mode="r")
         same = np.flatnonzero(names[run] == wanted.names[entity])
         order = same[np.argsort(run[same], kind="stable")]
@@ -185,20 +192,18 @@ class _IndexedFile:
         """See `EventIndex.rows`."""
         entity, run = self.find(wanted)
         start, held = self.runs[:, run]
-        known, event = (self._values(self._columns[name]) for name in TIMES)
-        stop = first_not_before(known, start, start + held, before_us[entity])
-        counts = stop - start
-        first = np.cumsum(counts) - counts
-        place = np.repeat(start - first, counts)
-        place += np.arange(len(place))
+        known = self._columns[TIMES[0]]
+        bound = packed_bound(known, before_us[entity])
+        stop = first_not_before(self._values(known), start, start + held, bound)
+        place = range_rows(start, stop)
+        known_us, event_us = (self._picked(self._columns[name], place) for name in TIMES)
         columns = [self._column(self._columns[name], place) for name in fields]
-        times = (known.take(place), event.take(place))
         frame = pl.DataFrame(height=len(place)).with_columns(columns)
-        return EntityRows(entity, counts, held, *times, frame)
+        return EntityRows(entity, stop - start, held, known_us, event_us, frame)
 
     def _column(self, entry: dict[str, Any], place: np.ndarray) -> pl.Series:
         """Some rows of a column that `_write_column` wrote."""
-        name, values = entry["name"], self._values(entry).take(place)
+        name, values = entry["name"], self._picked(entry, place)
         if entry["kind"] == "words":
             words = pl.read_ipc(self._folder / f"{entry['number']}.words.arrow")["word"]
             return words.gather(values).alias(name)
@@ -209,8 +214,12 @@ class _IndexedFile:
             column = column.set(pl.Series(self._values(entry, ".null").take(place)), None)
         return column
 
+    def _picked(self, entry: dict[str, Any], place: np.ndarray) -> np.ndarray:
+        """Some values of a column."""
+        return unpacked(entry, self._values(entry).take(place))
+
     def _values(self, entry: dict[str, Any], what: str = "") -> np.ndarray:
-        """A whole column, mapped: what is not touched is not read."""
+        """A whole column as it was packed, mapped: what is not touched is not read."""
         path = self._folder / f"{entry['number']}{what}.npy"
         # A plain view: whatever is picked from it is an array of its own, not a file.
         return np.asarray(np.load(path, mmap_mode="r"))
@@ -335,8 +344,9 @@ def _write_column(folder: Path, number: int, column: pl.Series) -> dict[str, Any
         missing = column.is_null()
         np.save(folder / f"{number}.null.npy", missing.to_numpy(), allow_pickle=False)
         column = column.fill_null(False if column.dtype == pl.Boolean else 0)
-    np.save(folder / f"{number}.npy", column.to_numpy(), allow_pickle=False)
-    return entry
+    values, how = packed(column.to_numpy())
+    np.save(folder / f"{number}.npy", values, allow_pickle=False)
+    return entry | how
 
 
 def _drop_stale(folder: Path, table: Path) -> int:

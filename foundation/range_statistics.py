@@ -16,7 +16,7 @@ import numpy as np
 
 from foundation.history import DAY_US, SMALL, first_not_before
 from foundation.panels import ALL, HALF, Panel, places_of
-from foundation.segments import Segments, divide, flat_rows
+from foundation.segments import Segments, divide, range_rows
 
 KINDS = ("number", "square", "present", "flag")
 
@@ -52,8 +52,10 @@ class RangeStatistics:
             # An event of the window became known at the earliest `soonest_us` after its start.
             since = as_of_us - reach_days * DAY_US + panel.soonest_us
             first = first_not_before(panel.known_us, start, stop, since)
-        self.row, self.owner, self.segments = flat_rows(first, stop)
-        self.age = (as_of_us[self.owner] - panel.event_us[self.row]) / DAY_US
+        self.row = range_rows(first, stop)
+        self.segments = Segments.of(stop - first)
+        moment = np.repeat(as_of_us, self.segments.counts)
+        self.age = (moment - panel.event_us.take(self.row)) / DAY_US
         self._windows: dict[str, tuple[Segments, np.ndarray | None]] = {}
         self._sums: dict[tuple[str, str], np.ndarray] = {}
         self._extremes: dict[tuple[str, str], np.ndarray] = {}
@@ -62,8 +64,8 @@ class RangeStatistics:
     @cached_property
     def newer(self) -> np.ndarray:
         """[M] bool: rows of the newer half of their range."""
-        length = self.stop - self.start
-        return (self.row - self.start[self.owner]) * 2 >= length[self.owner]
+        counts, length = self.segments.counts, self.stop - self.start
+        return (self.row - np.repeat(self.start, counts)) * 2 >= np.repeat(length, counts)
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -208,9 +210,10 @@ class RangeStatistics:
         """`since_event` where older rows are unread: they count only where no newer one does."""
         age = self.segments.min(self.age[None])
         old = np.flatnonzero((age[0] > (self.reach_days or 0)) & (self.stop > self.start))
-        row, owner, segments = flat_rows(self.start[old], self.stop[old])
-        found = (self.as_of_us[old][owner] - self.panel.event_us[row]) / DAY_US
-        age[:, old] = segments.min(found[None])
+        start, stop = self.start[old], self.stop[old]
+        moment = np.repeat(self.as_of_us[old], stop - start)
+        found = (moment - self.panel.event_us.take(range_rows(start, stop))) / DAY_US
+        age[:, old] = Segments.of(stop - start).min(found[None])
         return _finite(age)
 
     def since_first(self) -> np.ndarray:

@@ -84,12 +84,18 @@ def flat_rows(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarr
         segments: the S ranges on the flat axis.
     """
     counts = stop - start
-    segments = Segments.of(counts)
-    if len(counts) == 1:
-        return np.arange(start[0], stop[0]), np.zeros(counts[0], dtype=np.int64), segments
     owner = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return np.arange(len(owner)) - (first - start)[owner], owner, segments
+    return range_rows(start, stop), owner, Segments.of(counts)
+
+
+def range_rows(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """[M] int64 rows of every range [start, stop), range after range."""
+    if len(start) == 1:
+        return np.arange(start[0], stop[0])
+    counts = stop - start
+    row = np.repeat(start - (np.cumsum(counts) - counts), counts)
+    row += np.arange(len(row))
+    return row
 
 
 def chunks(counts: np.ndarray, limit: int) -> Iterator[slice]:

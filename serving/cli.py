@@ -16,6 +16,7 @@ from typing import Any
 import click
 import msgspec
 
+from foundation.allocator import keep_freed_memory
 from foundation.errors import RiskfmError, UserError
 from serving.backbone_commands import backbone_group, schema_map, tokenizer_extend
 from serving.backtest_commands import backtest
@@ -80,6 +81,7 @@ class _Group(click.Group):
 @click.version_option(package_name="riskfm")
 def cli() -> None:
     """A pretrained risk foundation model: pretrain, adapt, prove, package and serve."""
+    keep_freed_memory()
 
 
 def _quiet(function: Any) -> Any:

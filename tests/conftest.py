@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from foundation.allocator import keep_freed_memory  # noqa: E402
 from tests.servers import (  # noqa: E402, F401
     database_url,
     postgres_server,
@@ -31,6 +32,7 @@ hypothesis.settings.register_profile(
     "riskfm", deadline=None, max_examples=25, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("riskfm")
+keep_freed_memory()  # as the commands do
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from foundation.allocator import keep_freed_memory  # noqa: E402
 from foundation.history import DAY_US, Timeline, build_timeline  # noqa: E402
 from foundation.objectives import Objectives  # noqa: E402
 from foundation.pretrain_config import load_pretrain_config, shards_of  # noqa: E402
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=0, help="0 takes the configuration's")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command does
     config = load_pretrain_config(arguments.config)
     torch.set_num_threads(arguments.threads or config.threads)
     schema, timeline, until_us = synthetic(1000, 120)

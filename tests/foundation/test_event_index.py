@@ -255,7 +255,7 @@ def test_an_index_of_another_version_is_made_anew(root: Path) -> None:
     store = root / "store"
     make_index(store)
     listed = next((store / INDEX / "pay").rglob(COLUMNS))
-    listed.write_text(listed.read_text().replace('"format": 1', '"format": 0'))
+    listed.write_text(listed.read_text().replace('"format": 2', '"format": 1'))
     require_equal(store, bounds_of([99] * 30))
     assert make_index(store).made == 1
 

@@ -72,9 +72,11 @@ def prepare(given: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
 def ours(given: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """`riskfm backtrack` with the columns of the benchmark given."""
     from finetune.backtracking import BacktrackInputs, run_backtrack
+    from foundation.allocator import keep_freed_memory
     from foundation.buckets import BucketReader
     from scripts.bench.backtrack.world import world_schema, world_spec
 
+    keep_freed_memory()  # as the command does
     out = given.world / given.step
     shutil.rmtree(out, ignore_errors=True)
     if given.step == "riskfm-without":
