@@ -76,10 +76,10 @@ def check_url(url: str, networks: Iterable[str] = ()) -> SplitResult:
     return parts
 
 
-def enqueue(
-    connection: sa.Connection, decision: str, record: dict[str, Any], file: DecisionFile | None
-) -> int:
-    """Put the actions of a decision into the outbox; how many.
+def actions_of(
+    decision: str, record: dict[str, Any], file: DecisionFile | None
+) -> list[dict[str, Any]]:
+    """The actions of a decision, as rows of the outbox.
 
     Args:
         decision: its id, unique for the tenant.
@@ -88,7 +88,7 @@ def enqueue(
     """
     detail = record.get("decision") or {}
     names = list(dict.fromkeys(detail.get("actions") or []))
-    moment = now()
+    moment, rows = now(), []
     for name in names:
         declared = None if file is None else file.actions.get(name)
         body = {
@@ -98,14 +98,14 @@ def enqueue(
             "reasons": detail.get("reasons", []), "band": record.get("band", ""),
         }  # fmt: skip
         body |= {k: detail[k] for k in ("limit", "price") if k in detail}
-        connection.execute(outbox.insert().values(
-            tenant=record["tenant"], decision=decision, action=name,
-            channel=record.get("channel", ""), url="" if declared is None else declared.url,
-            secret="" if declared is None else declared.secret, body=json.dumps(body),
-            state=FAILED if declared is None else WAITING, tries=0, created_at=moment,
-            next_at=moment, sent_at="", error="not declared" if declared is None else "",
-        ))  # fmt: skip
-    return len(names)
+        rows.append({
+            "tenant": record["tenant"], "decision": decision, "action": name,
+            "channel": record.get("channel", ""), "url": "" if declared is None else declared.url,
+            "secret": "" if declared is None else declared.secret, "body": json.dumps(body),
+            "state": FAILED if declared is None else WAITING, "tries": 0, "created_at": moment,
+            "next_at": moment, "sent_at": "", "error": "not declared" if declared is None else "",
+        })  # fmt: skip
+    return rows
 
 
 class Sender:

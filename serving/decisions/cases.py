@@ -66,30 +66,35 @@ class Case:
     version: str
 
 
-def open_case(
-    connection: sa.Connection, decision: str, record: dict[str, Any], file: DecisionFile | None
-) -> None:
-    """Make the case of a decision.
+def case_of(decision: str, record: dict[str, Any], file: DecisionFile | None) -> dict[str, Any]:
+    """The case of a decision, as `open_cases` takes it.
 
     Args:
+        decision: its id, unique for the tenant.
         record: its line of the decision log, of outcome review.
         file: the decision file that decided; None: the bands did.
     """
     review = Review() if file is None else file.review
     opened = dt.datetime.fromisoformat(record["time"]).astimezone(dt.UTC)
     expires = opened + dt.timedelta(hours=review.hours)
-    tenant = record["tenant"]
-    connection.execute(cases.insert().values(
-        tenant=tenant, id=decision, request_id=record.get("request_id", ""),
-        channel=record.get("channel", ""), entity=record.get("entity", ""),
-        opened_at=opened.isoformat(timespec="microseconds"),
-        expires_at=expires.isoformat(timespec="microseconds"), state=OPEN, claimed_by="",
-        outcome="", decided_by="", decided_at="", note="", confirmed_by="",
-        second_look=json.dumps(review.second_look), score=record.get("score"),
-        rules=json.dumps(record.get("rules", [])),
-        version=(record.get("decision") or {}).get("version", ""),
-    ))  # fmt: skip
-    _note(connection, tenant, decision, "riskfm", "opened", "", OPEN, "")
+    return {
+        "tenant": record["tenant"], "id": decision, "request_id": record.get("request_id", ""),
+        "channel": record.get("channel", ""), "entity": record.get("entity", ""),
+        "opened_at": opened.isoformat(timespec="microseconds"),
+        "expires_at": expires.isoformat(timespec="microseconds"), "state": OPEN, "claimed_by": "",
+        "outcome": "", "decided_by": "", "decided_at": "", "note": "", "confirmed_by": "",
+        "second_look": json.dumps(review.second_look), "score": record.get("score"),
+        "rules": json.dumps(record.get("rules", [])),
+        "version": (record.get("decision") or {}).get("version", ""),
+    }  # fmt: skip
+
+
+def open_cases(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    """Open cases, together: a statement for each would cost more than its score."""
+    if rows:
+        connection.execute(cases.insert(), rows)
+        steps = [_step(r["tenant"], r["id"], "riskfm", "opened", "", OPEN, "") for r in rows]
+        connection.execute(case_history.insert(), steps)
 
 
 class CaseBook:
@@ -279,17 +284,18 @@ def _change(
 ) -> None:  # fmt: skip
     mine = (cases.c.tenant == tenant) & (cases.c.id == found.id)
     connection.execute(cases.update().where(mine).values(**values))
-    _note(connection, tenant, found.id, by, action, found.state, values["state"], verdict)
+    step = _step(tenant, found.id, by, action, found.state, values["state"], verdict)
+    connection.execute(case_history.insert().values(**step))
 
 
-def _note(
-    connection: sa.Connection, tenant: str, case: str, by: str, action: str, before: str,
-    after: str, outcome: str,
-) -> None:  # fmt: skip
-    connection.execute(case_history.insert().values(
-        at=now(), who=by, action=action, tenant=tenant, case=case, before=before, after=after,
-        outcome=outcome,
-    ))  # fmt: skip
+def _step(
+    tenant: str, case: str, by: str, action: str, before: str, after: str, outcome: str
+) -> dict[str, str]:
+    """A row of a case's history."""
+    return {
+        "at": now(), "who": by, "action": action, "tenant": tenant, "case": case,
+        "before": before, "after": after, "outcome": outcome,
+    }  # fmt: skip
 
 
 def _word(state: str) -> str:

@@ -20,12 +20,12 @@ import sqlalchemy as sa
 
 from foundation.errors import UserError
 from serving.database import Database
-from serving.decisions.actions import enqueue
-from serving.decisions.cases import open_case
+from serving.decisions.actions import actions_of
+from serving.decisions.cases import case_of, open_cases
 from serving.decisions.decision_file import DecisionFile
 from serving.decisions.rule_book import content_of
 from serving.decisions.rules import DEFAULT
-from serving.decisions.tables import decisions, metadata, offsets
+from serving.decisions.tables import decisions, metadata, offsets, outbox
 
 Follow = Callable[..., tuple[list[dict[str, Any]], int]]
 TENANT = "default"
@@ -130,10 +130,10 @@ class Projection:
 
     def _take(self, connection: sa.Connection, records: list[dict[str, Any]]) -> None:
         """Write decisions down, then what follows from each."""
-        due, rows, seen = [], [], set()
+        due, rows, seen = [], [], _made_before(connection, records)
         for record in records:
             once = record["tenant"], record.get("once")
-            if not (once in seen or _repeated(connection, record)):
+            if once not in seen:
                 due.append(record)
             if once[1]:
                 seen.add(once)
@@ -146,20 +146,24 @@ class Projection:
             })  # fmt: skip
         if rows:
             connection.execute(decisions.insert(), rows)
-        for record in due:
-            self._follow_up(connection, record)
+        self._follow_up(connection, due)
 
-    def _follow_up(self, connection: sa.Connection, record: dict[str, Any]) -> None:
-        """Open the case of a decision and enqueue its actions, where it has any."""
-        detail = record.get("decision") or {}
-        due = record.get("outcome") == "review" or "actions" in detail
-        if record.get("sandbox") or not due:
-            return
-        decision = f"{self._node}.{record['seq']}"
-        file = self._file(connection, record, detail)
-        if record.get("outcome") == "review":
-            open_case(connection, decision, record, file)
-        enqueue(connection, decision, record, file)
+    def _follow_up(self, connection: sa.Connection, records: list[dict[str, Any]]) -> None:
+        """Open the cases of decisions and enqueue their actions, where they have any."""
+        cases, actions = [], []
+        for record in records:
+            detail = record.get("decision") or {}
+            review = record.get("outcome") == "review"
+            if record.get("sandbox") or not (review or "actions" in detail):
+                continue
+            decision = f"{self._node}.{record['seq']}"
+            file = self._file(connection, record, detail)
+            if review:
+                cases.append(case_of(decision, record, file))
+            actions += actions_of(decision, record, file)
+        open_cases(connection, cases)
+        if actions:
+            connection.execute(outbox.insert(), actions)
 
     def _file(
         self, connection: sa.Connection, record: dict[str, Any], detail: dict[str, Any]
@@ -175,13 +179,20 @@ class Projection:
         return self._files[key]
 
 
-def _repeated(connection: sa.Connection, record: dict[str, Any]) -> bool:
-    """Whether a worker died between this decision's line and its answer, and it was made again."""
-    once = record.get("once")
-    if not once:
-        return False
-    mine = (decisions.c.tenant == record["tenant"]) & (decisions.c.once == str(once))
-    return connection.execute(sa.select(decisions.c.seq).where(mine).limit(1)).first() is not None
+def _made_before(
+    connection: sa.Connection, records: list[dict[str, Any]]
+) -> set[tuple[str, str | None]]:
+    """Tenant and `once` of those that stand in the database already: a worker died between such a
+    decision's line and its answer, and it was made again."""
+    wanted: dict[str, set[str]] = {}
+    for record in records:
+        if record.get("once"):
+            wanted.setdefault(record["tenant"], set()).add(str(record["once"]))
+    c, found = decisions.c, set()
+    for tenant, marks in wanted.items():
+        mine = (c.tenant == tenant) & c.once.in_(sorted(marks))
+        found |= {(tenant, mark) for (mark,) in connection.execute(sa.select(c.once).where(mine))}
+    return found
 
 
 def find(database: Database, tenant: str, request_id: str) -> Given:
