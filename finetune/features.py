@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -40,8 +41,6 @@ WORTH_A_THREAD = 48
 # Histories of one run of a graph: more of them leave the processor's cache and cost up to a third.
 RUN_ROWS = 8
 Progress = Callable[[int, int], None]
-# Histories of one sample and their timeline -> states [1, 3 D] and forecast log-odds [1, T].
-Follow = Callable[["Histories", Timeline], tuple[np.ndarray, np.ndarray]]
 
 
 @cache
@@ -100,6 +99,17 @@ class Histories:
         return len(self.cut)
 
 
+class Follow(Protocol):
+    """What runs in place of the backbone's whole graph."""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether a run takes so long that something else can be done beside it."""
+
+    def __call__(self, histories: Histories, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
+        """States [S, 3 D] and forecast log-odds [S, T] of a few samples."""
+
+
 @dataclass
 class FeatureBuilder:
     """Turns samples into features.
@@ -151,8 +161,7 @@ class FeatureBuilder:
                 aggregates [S, A] -> probabilities [S, T].
             batch_size: rows per run of the backbone; a row's values do not depend on it
                 beyond 1e-5, and not at all with `int8`.
-            follow: takes the place of the backbone's graph for a single sample, see
-                `finetune.incremental.following`.
+            follow: takes the place of the backbone's graph, see `finetune.incremental.Following`.
         """
         want = frozenset({"aggregate", "forecast", "embedding"}) if blocks is None else blocks
         cut_ = cut(population.timeline, population.entity_ids, population.as_of_us)
@@ -178,7 +187,8 @@ class FeatureBuilder:
         else:
             few = len(cut_) <= BESIDE and int((cut_.stop - cut_.start).sum()) >= WORTH_A_THREAD
             # Another thread gets to its Python once this one is in the graph.
-            reading = _beside().submit(read) if few and follow is None else None
+            beside = few and (follow is None or follow.heavy)
+            reading = _beside().submit(read) if beside else None
             if follow is not None:
                 found = follow(histories, population.timeline)
             else:

@@ -37,7 +37,7 @@ import numpy as np
 import onnxruntime as ort
 
 from finetune.event_carry import Carry
-from finetune.features import POOLINGS, Follow, Histories, open_session
+from finetune.features import POOLINGS, Histories, open_session
 from foundation.encoded import EncodedEvents, EncodedQueries
 from foundation.errors import ArtifactError, InternalError
 from foundation.history import Timeline
@@ -52,6 +52,8 @@ _KINDS = {
     "days": np.float32,
 }
 _DIGEST = 16
+# Blocks times width squared from which a step of a few events takes a millisecond and more.
+HEAVY = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class IncrementalEncoder:
 
     Attributes:
         backbone: fingerprint of graph and `max_events`; states of another are refused.
+        heavy: whether a step takes so long that something else can be done beside it.
     """
 
     def __init__(self, session: ort.InferenceSession, digest: str, max_events: int) -> None:
@@ -201,6 +204,7 @@ class IncrementalEncoder:
             raise ArtifactError("this graph takes no cached state; export it again")
         self._heads, head_width = shapes["key_0"][1][2:]
         self._width = self._heads * head_width
+        self.heavy = self._blocks * self._width**2 >= HEAVY
         self._query = {
             name: np.zeros(
                 [1 if isinstance(size, str) else size for size in shape],
@@ -401,45 +405,43 @@ def _checksum(array: np.ndarray) -> int:
 Kept = tuple[EntityState | None, Callable[[EntityState, bool], None]]
 
 
-def following(
-    encoder: IncrementalEncoder,
-    state: EntityState | None,
-    keep: Callable[[EntityState, bool], None],
-) -> Follow:
-    """What `FeatureBuilder.table` runs for one sample in place of the backbone's whole graph.
+@dataclass(frozen=True)
+class Following:
+    """What `FeatureBuilder.table` runs for some samples in place of the backbone's whole graph.
 
-    Args:
-        state: what is kept of the entity, None for nothing.
-        keep: gets the state of this history, and whether it had to be rebuilt.
-    """
-    return following_each(encoder, [(state, keep)])
+    The samples go through the backbone one after the other, through all else together.
 
-
-def following_each(encoder: IncrementalEncoder, kept: Sequence[Kept]) -> Follow:
-    """The same for several samples, one after the other in the backbone, together in all else.
-
-    Args:
-        kept: per sample what `following` takes.
+    Attributes:
+        kept: per sample the state kept of its entity, None for nothing, and what gets the state of
+            this history and whether it had to be rebuilt.
     """
 
-    def run(histories: Histories, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
-        if len(histories) != len(kept):
+    encoder: IncrementalEncoder
+    kept: Sequence[Kept]
+
+    @property
+    def heavy(self) -> bool:
+        """See `finetune.features.Follow`."""
+        return self.encoder.heavy
+
+    def __call__(self, histories: Histories, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
+        """States [S, 3 D] and forecast log-odds [S, T] of these samples."""
+        if len(histories) != len(self.kept):
             raise InternalError(
-                f"a kept state answers for one sample: {len(kept)} states, {len(histories)} samples"
+                f"a kept state answers for one sample: {len(self.kept)} states, "
+                f"{len(histories)} samples"
             )
         answers = []
-        for i, (state, keep) in enumerate(kept):
+        for i, (state, keep) in enumerate(self.kept):
             start, stop = int(histories.cut.start[i]), int(histories.cut.stop[i])
             carry = Carry().after(_seen(timeline, start, stop))
             events = rows_of(histories.events, start, stop)
             query = histories.take(np.array([i])).queries
-            answer, fresh, rebuilt = encoder.follow(state, events, carry, query)
+            answer, fresh, rebuilt = self.encoder.follow(state, events, carry, query)
             keep(fresh, rebuilt)
             answers.append(answer)
         states, forecasts = zip(*((a.states, a.forecasts) for a in answers), strict=True)
         return np.concatenate(states), np.concatenate(forecasts)
-
-    return run
 
 
 def _seen(timeline: Timeline, start: int, stop: int) -> Timeline:

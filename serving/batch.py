@@ -38,7 +38,7 @@ def score_together(
 
     Args:
         kept: rows that run `follow` in place of the package's whole graph, from kept states
-            (`finetune.incremental.following_each`); they are a group of their own.
+            (`finetune.incremental.Following`); they are a group of their own.
     Returns:
         per row its score, or what went wrong with it.
     """

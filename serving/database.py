@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from foundation.errors import ConfigError
 
 _LOCK = 7_251_894
-_READING = "riskfm_reading"
+_READING, _SINGLE = "riskfm_reading", "riskfm_single"
 
 
 def now() -> str:
@@ -83,11 +83,12 @@ class Database:
                 yield connection
 
     def standing(self) -> sa.Connection:
-        """A connection that stays open for many short reads; each is one `begin()` of its own.
+        """A connection that stays open for many short reads, each a single statement.
 
-        For one thread; its opener closes it.
+        A statement sees one consistent view by itself and begins no transaction. For one thread;
+        its opener closes it.
         """
-        options: dict[str, Any] = {_READING: True}
+        options: dict[str, Any] = {_SINGLE: True}
         if self.engine.dialect.name == "postgresql":
             options["isolation_level"] = "AUTOCOMMIT"
         return self.engine.connect().execution_options(**options)
@@ -148,5 +149,6 @@ def _prepare_sqlite(connection: object, record: object) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    reading = connection.get_execution_options().get(_READING)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get(_SINGLE):
+        connection.exec_driver_sql("BEGIN" if options.get(_READING) else "BEGIN IMMEDIATE")

@@ -56,9 +56,9 @@ class EntityStates:
         if encoder is None:
             self._count(FULL)
             return None
-        from finetune.incremental import following
+        from finetune.incremental import Following
 
-        return following(encoder, *self._kept((tenant, entity, encoder.backbone)))
+        return Following(encoder, [self._kept((tenant, entity, encoder.backbone))])
 
     def follow_many(
         self, package: Frozen, tenant: str, entities: Sequence[str]
@@ -84,9 +84,9 @@ class EntityStates:
             self._count(FULL)
         if encoder is None or not kept:
             return [], None
-        from finetune.incremental import following_each
+        from finetune.incremental import Following
 
-        return rows, following_each(encoder, kept)
+        return rows, Following(encoder, kept)
 
     def _kept(self, key: Key) -> Kept:
         """The state of a customer, and what replaces it."""

@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from foundation.errors import InternalError
 from foundation.schema import Schema
 from serving.database import Database
 from serving.messages import ApiError
@@ -31,10 +30,8 @@ from serving.online.sealing import Hasher, Sealer, unseal
 from serving.online.tables import blocks, entities, metadata
 from serving.online.writing import Post, Posted, write
 
-T = TypeVar("T")
 # Posts of one transaction: others want to write as well.
 _GROUP = 500
-_TRIES = 8
 
 
 class StoredHistory:
@@ -219,61 +216,41 @@ class OnlineStore:
     def read(self, tenant: str, entity: str) -> StoredHistory | None:
         """What is stored of a customer now; None for nothing.
 
+        Only blocks are decoded that changed since this worker read them last.
+
         Args:
             entity: keyed hash of the customer.
         Raises:
             ArtifactError: changed in the database.
-            InternalError: the history changes faster than it can be read.
         """
         key = tenant, entity
-        found = self._cache.get(key)
-        for _ in range(_TRIES):
-            looked = self._look(tenant, entity, found)
-            if looked is None:
-                self._cache.drop(key)
-                return None
-            fresh, whole = looked
-            if fresh is not found:
-                # What was read while it changed bears the version before, and is read again.
-                found = fresh
-                self._cache.put(key, found)
-            if whole:
-                return found
-        raise InternalError("a stored history changed while it was read, again and again")
-
-    def _look(
-        self, tenant: str, entity: str, old: StoredHistory | None
-    ) -> tuple[StoredHistory, bool] | None:
-        """What is stored now, of which only blocks are read that differ from an earlier reading.
-
-        Returns:
-            the history, and whether it stayed the same while it was read; None for nothing.
-        """
-        have = {} if old is None else old.parts
-        mine = {"tenant": tenant, "entity": entity}
-
-        def look(connection: sa.Connection) -> tuple[Any, set[int], Sequence[Any], bool]:
-            row = connection.execute(_ABOUT, mine).first()
-            if row is None or (old is not None and old.version == row.version):
-                return row, set(), [], True
-            there = connection.execute(_BLOCKS, mine).all()
-            kept = {seq for seq, version in there if seq in have and have[seq][1] == version}
-            missing = [seq for seq, _ in there if seq not in kept]
-            query = _BLOBS.where(blocks.c.seq.in_(missing)) if kept else _BLOBS
-            blobs = connection.execute(query, mine).all() if missing else []
-            after = connection.execute(_VERSION, mine).first()
-            return row, kept, blobs, after is not None and after[0] == row.version
-
-        row, kept, rows, whole = self._standing.run(look)
-        if row is None:
+        old = self._cache.get(key)
+        rows = self._rows(tenant, entity, -1 if old is None else old.version)
+        if old is not None and not _holds(old, rows):
+            # What is held is no part of what is stored: erased and begun anew, with a clock set
+            # back in between.
+            old, rows = None, self._rows(tenant, entity, -1)
+        if not rows:
+            self._cache.drop(key)
             return None
-        if old is not None and old.version == row.version:
-            return old, True
-        parts = {seq: have[seq] for seq in kept}
-        for seq, source, version, blob in rows:
-            events = unseal(self._vault, tenant, entity, seq, bytes(blob))
-            parts[seq] = source, version, events
-        return StoredHistory(row.version, row.dropped, parts), whole
+        version, dropped = rows[0][:2]
+        if old is not None and old.version == version:
+            return old
+        parts = {}
+        for _, _, seq, source, changed, blob in rows:
+            if blob is not None:
+                events = unseal(self._vault, tenant, entity, seq, bytes(blob))
+                parts[seq] = source, changed, events
+            elif old is not None and seq is not None:
+                parts[seq] = old.parts[seq]
+        found = StoredHistory(version, dropped, parts)
+        self._cache.put(key, found)
+        return found
+
+    def _rows(self, tenant: str, entity: str, since: int) -> Sequence[Any]:
+        """A customer's blocks, in one look: with their contents where they changed later."""
+        mine = {"tenant": tenant, "entity": entity, "since": since}
+        return self._standing.rows(_HISTORY, mine)
 
     def summary(self, tenant: str, entity: str) -> Summary | None:
         """What is stored of a customer, without opening it; None for nothing."""
@@ -293,9 +270,15 @@ def _of_customer(table: sa.Table, *columns: sa.ColumnElement[Any]) -> sa.Select[
     return sa.select(*columns).where(*mine)
 
 
-_VERSION = _of_customer(entities, entities.c.version)
+def _holds(old: StoredHistory, rows: Sequence[Any]) -> bool:
+    """Whether an earlier reading holds every block that came without its contents."""
+    left = [
+        (seq, changed) for _, _, seq, _, changed, blob in rows if blob is None and seq is not None
+    ]
+    return all(seq in old.parts and old.parts[seq][1] == changed for seq, changed in left)
+
+
 _ABOUT = _of_customer(entities, entities.c.version, entities.c.dropped)
-_BLOCKS = _of_customer(blocks, blocks.c.seq, blocks.c.version)
 _SOURCES = (
     _of_customer(
         blocks, blocks.c.source, sa.func.sum(blocks.c.events),
@@ -305,7 +288,14 @@ _SOURCES = (
     .group_by(blocks.c.source)
     .order_by(blocks.c.source)
 )  # fmt: skip
-_BLOBS = _of_customer(blocks, blocks.c.seq, blocks.c.source, blocks.c.version, blocks.c.blob)
+_HISTORY = _of_customer(
+    entities, entities.c.version, entities.c.dropped, blocks.c.seq, blocks.c.source,
+    blocks.c.version, sa.case((blocks.c.version > sa.bindparam("since"), blocks.c.blob)),
+).select_from(
+    entities.outerjoin(
+        blocks, (blocks.c.tenant == entities.c.tenant) & (blocks.c.entity == entities.c.entity)
+    )
+)  # fmt: skip
 
 
 class _Standing:
@@ -317,20 +307,18 @@ class _Standing:
         self._all: list[sa.Connection] = []
         self._lock = threading.Lock()
 
-    def run(self, read: Callable[[sa.Connection], T]) -> T:
-        """What some queries find, of what is committed now."""
+    def rows(self, query: sa.Select[Any], given: dict[str, Any]) -> Sequence[Any]:
+        """What a query finds, of what is committed now."""
         held = getattr(self._mine, "connection", None)
         if held is not None:
             try:
-                with held.begin():
-                    return read(held)
+                return _all(held, query, given)
             except sa.exc.SQLAlchemyError:
                 self._close(held)
         fresh = self._mine.connection = self._database.standing()
         with self._lock:
             self._all.append(fresh)
-        with fresh.begin():
-            return read(fresh)
+        return _all(fresh, query, given)
 
     def _close(self, connection: sa.Connection) -> None:
         with self._lock, suppress(ValueError):
@@ -342,6 +330,11 @@ class _Standing:
         for connection in list(self._all):
             self._close(connection)
         self._mine = threading.local()
+
+
+def _all(connection: sa.Connection, query: sa.Select[Any], given: dict[str, Any]) -> Sequence[Any]:
+    with connection.begin():
+        return connection.execute(query, given).all()
 
 
 def _outcome(future: Future[Posted]) -> Posted | ApiError:

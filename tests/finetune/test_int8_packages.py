@@ -17,7 +17,7 @@ import finetune.package
 from finetune import quantized
 from finetune.export import take
 from finetune.features import FLOAT32, INT8, Population
-from finetune.incremental import EntityState, following
+from finetune.incremental import EntityState, Following
 from finetune.package import Package, read_manifest
 from finetune.quantized import KEPT_TOLERANCE
 from finetune.sessions import Sessions
@@ -82,7 +82,7 @@ def test_a_kept_state_answers_within_what_is_stated(made: Made) -> None:
             ids = pl.Series("entity_id", [entity], dtype=pl.String)
             sample = Population(timeline, whole.profile, ids, np.array([moment]), None)
             fresh: list[tuple[EntityState, bool]] = []
-            follow = following(encoder, kept, lambda *new, to=fresh: to.append(new))
+            follow = Following(encoder, [(kept, lambda *new, to=fresh: to.append(new))])
             table = package.features(sample, follow=follow)
             [(kept, _)] = fresh
             gaps.append(np.abs(table.block("embedding").values - states(package, sample)).max())

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from finetune.features import Population
-from finetune.incremental import EntityState, following
+from finetune.incremental import EntityState, Following
 from finetune.package import Package
 from foundation.errors import InternalError
 from tests.finetune.small_packages import Lender, lender, write
@@ -45,7 +45,7 @@ def test_states_are_shared_by_channels_and_equal_the_whole_graph(
                 encoder = package.encoder
                 assert encoder is not None
                 fresh: list[tuple[EntityState, bool]] = []
-                follow = following(encoder, kept, lambda *made, to=fresh: to.append(made))
+                follow = Following(encoder, [(kept, lambda *made, to=fresh: to.append(made))])
                 found = package.score_population(sample, follow=follow)[0]
                 [(kept, rebuilt)] = fresh
                 rebuilds.append((i == 0, rebuilt))
@@ -63,6 +63,6 @@ def test_states_are_shared_by_channels_and_equal_the_whole_graph(
 def test_a_state_answers_for_one_sample(made: tuple[Lender, list[Package]]) -> None:
     world, (package, _) = made
     assert package.encoder is not None
-    follow = following(package.encoder, None, lambda state, rebuilt: None)
+    follow = Following(package.encoder, [(None, lambda state, rebuilt: None)])
     with pytest.raises(InternalError, match="one sample"):
         package.score_population(world.population, follow=follow)
