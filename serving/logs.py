@@ -14,7 +14,9 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
@@ -24,6 +26,7 @@ from serving.settings import SECRETS, Settings
 
 HIDDEN = "***"
 LONGEST = 4000
+GATHER_SECONDS = 0.1
 # Shorter ones would blot out ordinary words.
 _LEAST_SECRET = 6
 _FIELDS = "riskfm_fields"
@@ -114,21 +117,26 @@ def _password(url: str) -> str:
         return ""
 
 
-def configure(settings: Settings, stream: TextIO | None = None) -> logging.Handler:
+def configure(
+    settings: Settings, stream: TextIO | None = None, gather: bool = False
+) -> logging.Handler:
     """Send every log of this process through one handler; again replaces the handler before.
 
     Args:
         stream: where lines go; standard error if None.
+        gather: write lines together (`Gathering`), as a service of many requests does.
     Returns:
         the handler, to be removed by whoever wants the old state back.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = (Gathering if gather else logging.StreamHandler)(stream or sys.stderr)
     redactor = Redactor(secrets_of(settings))
     handler.setFormatter(
         JsonLines(redactor) if settings.log_format == "json" else PlainLines(redactor)
     )
     handler.set_name("riskfm")
     root = logging.getLogger()
+    for before in root.handlers:
+        before.flush()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     for name in _OTHERS:
@@ -179,6 +187,53 @@ def tell(
     }  # fmt: skip
     given = {name: value for name, value in fields.items() if value not in ("", None)}
     logger.log(level, event, extra={_FIELDS: given}, stacklevel=2)
+
+
+class Gathering(logging.StreamHandler[TextIO]):
+    """Writes lines below a warning together, a tenth of a second late at most.
+
+    A write for every request would cost more than most of what the request needs. Warnings are
+    written at once, with what waits before them; a process that ends writes what is left. Only one
+    that is killed outright loses that last tenth.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._begun = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line; called under the handler's lock."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+            return
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif len(self._lines) == 1:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+                self._thread.start()
+            self._begun.set()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                try:
+                    self.stream.write("".join(lines))
+                except ValueError:
+                    return  # the stream was closed: the process ends
+            super().flush()
+
+    def _run(self) -> None:
+        while self._begun.wait():
+            time.sleep(GATHER_SECONDS)
+            self._begun.clear()
+            self.flush()
 
 
 class _Lines(logging.Formatter):

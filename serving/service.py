@@ -23,7 +23,7 @@ from serving.settings import load_settings
 
 PROBES = ("/livez", "/readyz", "/healthz")
 _SETTINGS = load_settings()
-configure(_SETTINGS)
+configure(_SETTINGS, gather=True)
 application = Application()
 draining = Draining()
 
@@ -47,7 +47,7 @@ class _Scoring:
     def __init__(self) -> None:
         settings = load_settings()
         # Again: BentoML sets its own logging up once a worker starts.
-        configure(settings)
+        configure(settings, gather=True)
         with draining.not_yet():
             application.runtime = open_runtime(settings)
         draining.watch(settings.drain_seconds, application.runtime.metrics.draining)

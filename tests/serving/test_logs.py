@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -170,3 +173,37 @@ def test_only_urls_with_a_password_are_secrets() -> None:
     plain = Settings(database="postgresql+psycopg://riskfm@db/riskfm", valkey="unix:///v.sock")
     assert secrets_of(plain, {}) == set()
     assert secrets_of(Settings(database=URL), {}) == {QUOTED, PASSWORD}
+
+
+def test_lines_are_written_together_and_a_warning_at_once(kept: None) -> None:
+    out = io.StringIO()
+    handler = configure(Settings(log_format="json"), out, gather=True)
+    tell(LOG, logging.INFO, "request", request_id="r1")
+    assert out.getvalue() == ""
+    LOG.warning("something is wrong")
+    tell(LOG, logging.INFO, "request", request_id="r2")
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == [
+        "request", "something is wrong",
+    ]  # fmt: skip
+    handler.flush()
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_lines_that_wait_are_written_without_anybody_asking(kept: None) -> None:
+    out = io.StringIO()
+    configure(Settings(log_format="text"), out, gather=True)
+    for number in range(3):
+        tell(LOG, logging.INFO, "request", request_id=f"r{number}")
+        deadline = time.monotonic() + 60
+        while f"r{number}" not in out.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_process_that_ends_writes_what_is_left() -> None:
+    program = (
+        "import logging; from serving.logs import configure; from serving.settings import Settings;"
+        "configure(Settings(), gather=True); logging.getLogger('riskfm').info('the last word')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "the last word" in ended.stderr
