@@ -2,7 +2,7 @@
 
 `serve` runs it in the foreground, as the command does; `running_service` runs it for the time of a
 with block, as the demo and the tests do. BentoML's telemetry is off, its files stay in a temporary
-directory, and every numerical library gets the declared number of threads.
+directory, and every numerical library gets one thread.
 """
 
 from __future__ import annotations
@@ -242,7 +242,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     root = str(Path(__file__).resolve().parent.parent)
     python_path = [part for part in (os.environ.get("PYTHONPATH"), root) if part]
-    threads = dict.fromkeys(_THREADS, str(settings.threads))
+    # Every scoring thread is one core's work.
+    threads = dict.fromkeys(_THREADS, "1")
     environment = (
         os.environ
         | threads

@@ -49,7 +49,8 @@ class Settings(strict.Strict):
         inputs_days: how long those are kept.
         idempotency_hours: how long the answer to an idempotency key is kept.
         workers: processes answering requests.
-        threads: scoring threads of a process, whatever the number of packages.
+        threads: scoring threads of a process, whatever the number of packages; 0: the cores this
+            process may use, divided by `workers`.
         queue: requests of a tenant, waiting or being scored, before new ones get 429.
         timeout_seconds: longest time a request may take before it gets 503.
         drain_seconds: how long a service told to stop still answers, not ready any more.
@@ -95,7 +96,7 @@ class Settings(strict.Strict):
     inputs_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     idempotency_hours: Annotated[float, Meta(gt=0, le=8760)] = 24.0
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
     queue: Annotated[int, Meta(ge=1, le=100_000)] = 64
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     drain_seconds: Annotated[float, Meta(ge=0, le=600)] = 0.0
@@ -119,6 +120,13 @@ class Settings(strict.Strict):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     trace_endpoint: str = ""
     metrics_tenants: Annotated[int, Meta(ge=0, le=1000)] = 0
+
+    @property
+    def scoring_threads(self) -> int:
+        """Scoring threads of a process, at least one."""
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return self.threads or max(1, cores // self.workers)
 
     @property
     def audit_path(self) -> str:

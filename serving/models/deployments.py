@@ -99,7 +99,8 @@ class Deployments:
         self.refused: dict[str, str] = {}
         self._named: dict[str, Loaded] = {}
         self._default: str | None = None
-        self.pool = ScoringPool(settings.threads, settings.queue, settings.timeout_seconds)
+        threads = settings.scoring_threads
+        self.pool = ScoringPool(threads, settings.queue, settings.timeout_seconds)
         try:
             self._load_named()
         except Exception:

@@ -25,6 +25,8 @@ class Service:
 
     def __init__(self, directory: Path, package: dict[str, Any] | None = None, **settings: Any):
         path = write_package(directory, **(package or {}))
+        # One thread, however many cores there are: what waits for whom is the same everywhere.
+        settings = {"threads": 1} | settings
         self.settings = Settings(packages=(str(path),), state=str(directory), **settings)
         self.runtime = open_runtime(self.settings, Package.load, "0")
         self.database = self.runtime.database

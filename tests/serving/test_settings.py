@@ -36,6 +36,14 @@ def test_shipped_settings_load_and_name_every_setting(path: Path) -> None:
     assert plain == Settings()
 
 
+def test_a_process_scores_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert Settings().scoring_threads == 6
+    assert Settings(workers=2).scoring_threads == 3
+    assert Settings(workers=8).scoring_threads == 1
+    assert Settings(threads=5, workers=3).scoring_threads == 5
+
+
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("queue: 3\nthreads: 2\n")
