@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from foundation.allocator import keep_freed_memory
 from foundation.errors import UserError, listing, nearest
 from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
 from scripts.bench.fewlabels.sets import ROOT, RULES, SETS, SIZES, SYNTHETIC
@@ -29,6 +30,7 @@ QUICK_SIZES, QUICK_DRAWS, DRAWS = (100, 300), 10, 20
 def main(arguments: list[str] | None = None) -> int:
     """Make what is missing, then the tables; exit code 2 for a wrong argument."""
     given = parser().parse_args(arguments)
+    keep_freed_memory()  # as the commands do
     try:
         settings = read_settings(given)
         run(settings, given.part, given.output, given.quick)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation.allocator import keep_freed_memory
 from scripts.bench.fewlabels.cells import (
     ALL,
     Cell,
@@ -284,7 +285,9 @@ def run_tasks(settings: RunSettings, tasks: list[Task]) -> None:
             said = _say(pace, waiting, done, len(tasks), said)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        settings.workers, mp_context=context, initializer=keep_freed_memory
+    ) as pool:
         running: dict[Future[dict[str, float]], Task] = {}
         while waiting or running:
             while waiting and len(running) < settings.workers:
