@@ -112,6 +112,15 @@ class ScoringPool:
         """Calls of a tenant that wait or run."""
         return self._held.get(tenant, 0)
 
+    def require_room(self, tenant: str) -> None:
+        """Refuse early what would be refused later, before its body is read.
+
+        Raises:
+            ApiError: 429, the tenant's queue is full.
+        """
+        if self._held.get(tenant, 0) >= self.queue:
+            raise too_many()
+
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""

@@ -86,6 +86,7 @@ _QUERY_MEMBERS = tuple(member.name for member in msgspec.structs.fields(QueryEnv
 async def score(call: Call) -> Response:
     """Score one customer, decide, and write the decision down."""
     runtime = call.runtime
+    runtime.deployments.pool.require_room(call.tenant)
     body = await call.body()
     envelope = read_envelope(body)
     found = sandbox(call, envelope)
@@ -107,6 +108,7 @@ async def score(call: Call) -> Response:
 
 async def query(call: Call) -> Response:
     """Forecasts of one customer, without a decision; billed as a score is."""
+    call.runtime.deployments.pool.require_room(call.tenant)
     asked: QueryEnvelope = decode(_QUERY, await call.body(), _QUERY_MEMBERS)
     envelope = stripped(asked.envelope())
     fixed = sandbox(call, envelope)

@@ -304,3 +304,23 @@ def test_scores_that_came_too_late_are_counted_as_shed(tmp_path: Path) -> None:
     text = service.call("GET", "/v1/metrics").text
     assert 'riskfm_shed_total{reason="timeout"} 4.0' in text
     service.close()
+
+
+def test_a_full_queue_is_told_before_the_body_is_read(tmp_path: Path) -> None:
+    service = Service(tmp_path, queue=1)
+    gate = shut(service)
+
+    async def both() -> httpx.Response:
+        first = asyncio.ensure_future(service.send("POST", "/v1/score", request_of(1)))
+        while not in_pool(service):
+            await asyncio.sleep(0.001)
+        refused = await service.send("POST", "/v1/score", b"no JSON")
+        gate.set()
+        assert (await first).status_code == 200
+        return refused
+
+    refused = service.loop.run_until_complete(both())
+    assert refused.status_code == 429, refused.text
+    assert refused.headers["retry-after"] == "1"
+    assert service.call("POST", "/v1/score", b"no JSON").status_code == 400
+    service.close()
