@@ -177,6 +177,19 @@ class RiskBackbone(PreTrainedModel):
         self._numbers: tuple[list[int], list[int]] = ([], [])
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers` does it, with the weights in memory of their own.
+
+        Mapped from a file they lie at any multiple of 8 bytes, and some processors add up in
+        another order then: a restored model would differ from the saved one in the last bits.
+        """
+        found = super().from_pretrained(*args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        for weights in model.parameters():
+            weights.data = weights.data.clone()
+        return found
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fan-in scaled matrices, the last of each block smaller with depth; zero biases."""

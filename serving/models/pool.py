@@ -44,14 +44,12 @@ class _Work:
         self.deadline = deadline
         self.started = False
 
-    def run(self) -> None:
-        """Do it in the calling thread and hand the outcome to the event loop."""
+    def run(self) -> tuple[Any, BaseException | None]:
+        """Do it in the calling thread: its result, or what went wrong."""
         try:
-            result = self.call(*self.arguments)
+            return self.call(*self.arguments), None
         except BaseException as exc:
-            self.deliver(None, exc)
-        else:
-            self.deliver(result, None)
+            return None, exc
 
     def deliver(self, result: Any, error: BaseException | None) -> None:
         """Hand the outcome over; nobody may be waiting any more."""
@@ -199,14 +197,14 @@ class ScoringPool:
             work = self._next()
             if work is None:
                 continue
-            if work.deadline > time.monotonic():
-                work.run()
-            else:
-                work.deliver(None, too_late())
+            late = work.deadline <= time.monotonic()
+            outcome = (None, too_late()) if late else work.run()
+            # Before the answer: who has it may send the next request at once.
             with self._lock:
                 self._release(work.tenant)
+            work.deliver(*outcome)
             # An idle thread holds no package: what was replaced can be closed.
-            del work
+            del work, outcome
 
 
 def too_many() -> ApiError:
