@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def test_a_second_channel_starts_from_the_first(world: World, first: Path, tmp_p
     shutil.rmtree(source)
     package = Package.load(tmp_path / "out" / "package")
     assert package.manifest["sources"] == [Package.load(first).id]
-    assert not any(f"c{i:04d}" in json.dumps(package.manifest) for i in range(0, 260, 7))
+    # As a word of its own: digests are full of such letters and digits.
+    assert not re.search(r"\bc\d{4}\b", json.dumps(package.manifest))
     label = package.manifest["label"]
     assert label["labelled"] == 75 and label["bads"] > 0 and ":" in label["trace"]
 
