@@ -8,6 +8,7 @@ worker starts, never at import.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -61,6 +62,9 @@ class _Scoring:
         if application.runtime is not None:
             application.runtime.close()
             application.runtime = None
+        # The server ends its worker without the interpreter's own way out.
+        for handler in logging.getLogger().handlers:
+            handler.flush()
 
 
 RiskfmService = bentoml.service(
