@@ -4,7 +4,8 @@
 
 reads `$RISKFM_DATA/prepared/NAME` (default `../shared/data`) and writes schema.yaml, a link-free
 copy of every event table and of the profile, pool.csv, samples.csv (n labels of draw k:
-`default_rng(100 + k).choice`) and test.csv, then prints the commands that follow.
+`default_rng(100 + k).choice`) and test.csv, then prints the commands that follow. The schema is
+`configs/schemas/NAME.yaml`, else NAME/schema.yaml, else one drafted from what may be learnt from.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from foundation.errors import DataError, SampleError, UserError, listing, nearest
+from foundation.errors import DataError, SampleError, SchemaError, UserError, listing, nearest
+from foundation.infer import infer_schema, schema_yaml
 from foundation.schema import Schema, load_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED = 100
 MIN_BADS = 10
+# What a prepared folder holds beside event tables and the profile.
+NO_TABLES = ("pool", "test", "unlabelled", "splits")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def prepare_set(
         prepared: folder of the prepared sets.
         n, draw: labels drawn from the pool, and which of the repeatable draws.
     Raises:
-        DataError: no such set, or none with a schema in configs/schemas.
+        DataError: no such set, or a table is missing.
+        SchemaError: there is no schema and none can be drafted.
         SampleError: the pool holds fewer than n labels, or the draw fewer than ten bads.
     """
     source = prepared / name
@@ -83,13 +89,14 @@ def prepare_set(
         sets = sorted(p.parent.name for p in prepared.glob("*/meta.json"))
         there = f"sets: {listing(sets)}" if sets else "set RISKFM_DATA to the data folder"
         raise DataError(f"{source}: no such prepared set{nearest(name, sets)}; {there}")
-    config = ROOT / "configs" / "schemas" / f"{name}.yaml"
-    if not config.is_file():
-        known = sorted(p.stem for p in config.parent.glob("*.yaml"))
-        raise DataError(f"{config}: no schema for '{name}'; schemas: {listing(known)}")
-    schema = load_schema(config)
+    config = schema_file(source)
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(config, out / "schema.yaml")
+    if config is None:
+        (out / "schema.yaml").write_text(draft(source), encoding="utf-8")
+        config = out / "schema.yaml"
+    else:
+        shutil.copyfile(config, out / "schema.yaml")
+    schema = load_schema(config)
     for file in tables(schema, json.loads((source / "meta.json").read_text(encoding="utf-8"))):
         if not (source / file).is_file():
             raise DataError(f"{source / file}: no such table, but '{config.name}' names it")
@@ -111,6 +118,45 @@ def prepare_set(
         n_bad=int(samples["label"].sum()),
         has_events=bool(schema.sources),
     )
+
+
+def schema_file(source: Path) -> Path | None:
+    """The schema written for a prepared set: the repository's, else the folder's own."""
+    for file in (ROOT / "configs" / "schemas" / f"{source.name}.yaml", source / "schema.yaml"):
+        if file.is_file():
+            return file
+    return None
+
+
+def draft(source: Path) -> str:
+    """A schema drafted for a prepared set, from what its benchmark may learn from.
+
+    Rows of test entities and events at or after the earliest as_of of the test are not looked at.
+
+    Returns:
+        YAML, with what a person should look at as comments.
+    Raises:
+        SchemaError: nothing there is an event or profile table.
+    """
+    test = pl.read_parquet(source / "test.parquet")
+    hidden = test["entity_id"].cast(pl.String).unique().implode()
+    until = test["as_of"].cast(pl.Datetime("us")).min()
+    with tempfile.TemporaryDirectory() as made:
+        files = []
+        for table in sorted(source.glob("*.parquet")):
+            if table.stem in NO_TABLES:
+                continue
+            rows = pl.read_parquet(table)
+            if "entity_id" in rows.columns:
+                rows = rows.filter(~pl.col("entity_id").cast(pl.String).is_in(hidden))
+            if "event_time" in rows.columns:
+                rows = rows.filter(pl.col("event_time").cast(pl.Datetime("us")) < until)
+            files.append(Path(made) / table.name)
+            rows.write_parquet(files[-1])
+        if not files:
+            raise SchemaError(f"{source}: no event or profile table")
+        schema, notes = infer_schema(files, entity="entity_id", name=source.name)
+        return schema_yaml(schema, notes, made)
 
 
 def tables(schema: Schema, meta: dict) -> list[str]:

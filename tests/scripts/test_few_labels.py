@@ -209,6 +209,14 @@ def test_gain_and_efficiency(made: evaluation.SetResults) -> None:
     assert low < mean < high and mean == pytest.approx(gain.value / gain.opponent_ks)
 
 
+def test_a_folder_of_ones_own_is_a_set(tmp_path: Path) -> None:
+    folder = tmp_path / "prepared" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text("{}")
+    given = command.parser().parse_args(["--data", str(tmp_path), "--sets", "mine"])
+    assert command.read_settings(given).sets == ("mine",)
+
+
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--sets", "ucii"]) == 2
     assert "did you mean 'uci'" in capsys.readouterr().err

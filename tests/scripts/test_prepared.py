@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from foundation.errors import DataError, SampleError
-from scripts.prepared import commands, draw_labels, prepare_set
+from foundation.errors import DataError, SampleError, SchemaError
+from foundation.schema import load_schema
+from scripts.prepared import commands, draft, draw_labels, prepare_set
 from tests.scripts.prepared_set import use_root, write_prepared
 
 SCHEMA = """\
@@ -70,6 +71,39 @@ def test_faults_are_named(root: Path) -> None:
     (root / "prepared" / "tiny" / "bill.parquet").unlink()
     with pytest.raises(DataError, match=r"bill\.parquet: no such table"):
         prepare_set(root / "prepared", "tiny", root / "out", n=36)
+
+
+def test_schema_of_the_folder_and_drafted_schema(root: Path) -> None:
+    (root / "configs" / "schemas" / "tiny.yaml").unlink()
+    folder = root / "prepared" / "tiny"
+    (folder / "schema.yaml").write_text(SCHEMA.replace("name: tiny", "name: own"))
+    made = prepare_set(root / "prepared", "tiny", root / "own", n=36)
+    assert load_schema(made.schema).name == "own"
+    (folder / "schema.yaml").unlink()
+    made = prepare_set(root / "prepared", "tiny", root / "drafted", n=36)
+    schema = load_schema(made.schema)
+    assert schema.name == "tiny" and list(schema.sources) == ["bill"]
+    assert (made.folder / "bill.parquet").is_file() and (made.folder / "profile.parquet").is_file()
+    for table in ("bill", "profile"):
+        (folder / f"{table}.parquet").unlink()
+    with pytest.raises(SchemaError, match="no event or profile table"):
+        prepare_set(root / "prepared", "tiny", root / "none", n=36)
+
+
+def test_a_draft_reads_nothing_of_the_test(root: Path) -> None:
+    folder = root / "prepared" / "tiny"
+    amounts = pl.Series("amount", np.linspace(1.5, 900.0, 60).round(2))
+    bills = pl.read_parquet(folder / "bill.parquet").with_columns(amounts)
+    bills.write_parquet(folder / "bill.parquet")
+    before = draft(folder)
+    assert "amount: {kind: money" in before
+    tested = pl.read_parquet(folder / "test.parquet")
+    late = pl.col("event_time") >= tested["as_of"].min()
+    hidden = pl.col("entity_id").is_in(tested["entity_id"].implode()) | late
+    for rows, same in ((hidden, True), (~hidden, False)):
+        amount = pl.when(rows).then(7.0).otherwise("amount").alias("amount")
+        bills.with_columns(amount).write_parquet(folder / "bill.parquet")
+        assert (draft(folder) == before) is same
 
 
 @pytest.mark.parametrize("name", ["uci", "loans", "journey", "german"])

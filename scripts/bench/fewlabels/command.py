@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--sets",
         default="",
-        help=f"of {', '.join((*SETS, *SYNTHETIC))}; default: those prepared, no synthetic one",
+        help=f"of {', '.join((*SETS, *SYNTHETIC))}, or folders of your own in the same form; "
+        "default: those prepared, no synthetic one",
     )
     out.add_argument("--part", choices=PARTS, help="only this part; all without")
     out.add_argument("--work", type=Path, default=Path("few_labels_work"), help="cache folder")
@@ -85,7 +86,9 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
     sets = tuple(filter(None, given.sets.split(","))) or sets_there(data)
     learners = tuple(filter(None, given.learners.split(",")))
     opponents = [*PLAIN, *FORECAST, *SEQUENCE]
-    named = (sets, (*SETS, *SYNTHETIC), "set"), (learners, opponents, "opponent")
+    own = sorted(file.parent.name for file in data.glob("*/meta.json"))
+    there = tuple(dict.fromkeys((*SETS, *SYNTHETIC, *own)))
+    named = (sets, there, "set"), (learners, opponents, "opponent")
     for chosen, known, what in named:
         for name in chosen:
             if name not in known:

@@ -26,7 +26,7 @@ from foundation.errors import DataError, SampleError
 from foundation.schema import Schema, load_schema
 from foundation.selection import chosen_entities
 from foundation.store import EventStore, import_events
-from scripts.prepared import MIN_BADS, draw_labels, prepare_set, tables
+from scripts.prepared import MIN_BADS, draw_labels, prepare_set, schema_file, tables
 
 ROOT = Path(__file__).resolve().parents[3]
 SETS = ("uci", "loans", "cards", "bpic", "journey", "german")
@@ -216,7 +216,8 @@ def open_set(name: str, data: Path, work: Path) -> BenchSet:
             else "set RISKFM_DATA to the data folder"
         )
         raise DataError(f"{source}: no such prepared set; {where}")
-    digest = _digest(source, ROOT / "configs" / "schemas" / f"{name}.yaml")
+    config = schema_file(source)
+    digest = _digest([*source.iterdir(), *([config] if config else [])])
     folder = work / "sets" / f"{name}-{digest[:8]}"
     files = folder / "files"
     if not files.is_dir():
@@ -267,8 +268,8 @@ def _repeated_splits(table: pl.DataFrame, samples: pl.DataFrame) -> tuple[Split,
     return tuple(out)
 
 
-def _digest(source: Path, config: Path) -> str:
+def _digest(files: list[Path]) -> str:
     found = hashlib.sha256()
-    for path in [*sorted(source.iterdir()), config]:
+    for path in sorted(set(files), key=lambda file: (file.suffix == ".yaml", file)):
         found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
