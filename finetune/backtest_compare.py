@@ -19,7 +19,7 @@ import polars as pl
 
 from finetune import metrics
 from finetune.backtest_rows import SCORE, FrozenBins, ScoredRows
-from finetune.bootstrap import delong, resamples
+from finetune.bootstrap import delong, interval_ends, resamples
 from finetune.costs import CostMatrix, ValueCurve, value_below, worth
 from finetune.report_evaluation import basis, wilson
 from finetune.swap_set import CELLS, Curve, Ranking, swap_cells, swap_record
@@ -143,12 +143,9 @@ def model_figures(
 
         real, drawn = drawn_values(part, measure, terms)
         for key in ("ks", "auc"):
-            ends = span(drawn[key])
-            out |= {
-                key: float(real[key][0]),
-                f"{key}_low": ends["low"],
-                f"{key}_high": ends["high"],
-            }
+            value = float(real[key][0])
+            low, high = interval_ends(drawn[key], value, key)
+            out |= {key: value, f"{key}_low": low, f"{key}_high": high}
     if probability:
         expected = float(np.average(score, weights=weight))
         observed = float(np.average(y, weights=weight))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from finetune.blend import BlendRecipe, blend_weights, out_of_fold_blend, row_losses
-from finetune.bootstrap import Measure, bootstrap_draws
+from finetune.bootstrap import Measure, bootstrap_draws, interval_ends
 from finetune.calibration import sigmoid
 from finetune.choice import Choice, choose
 from finetune.crossval import Split, repeated_splits
@@ -406,8 +406,8 @@ def _measure(
         "log_loss": np.average(row_loss[tested], weights=weight),
     }
     for measure in measures:
-        low, high = np.quantile(np.mean([d[measure] for d in drawn], axis=0), [0.025, 0.975])
-        setattr(result, measure, Interval(float(values[measure]), float(low), float(high)))
+        mean, value = np.mean([d[measure] for d in drawn], axis=0), float(values[measure])
+        setattr(result, measure, Interval(value, *interval_ends(mean, value, measure)))
 
 
 def _plain(result: RecipeResult) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from finetune import metrics
-from finetune.bootstrap import Measure, bootstrap_draws, bootstrap_intervals, delong, resamples
+from finetune.bootstrap import (
+    Measure,
+    bootstrap_draws,
+    bootstrap_intervals,
+    delong,
+    interval_ends,
+    resamples,
+)
 from finetune.fairness import group_numbers
 from finetune.rates import wilson
 from finetune.report_content import EvaluationFacts, ReportContent
@@ -184,10 +191,9 @@ def _metrics(
     """Measures with their intervals; the calibration error has none (it is biased upward)."""
     rows: list[dict[str, Any]] = []
     for name, value in MEASURES.items():
-        low, high = np.quantile(draws[name], TAILS)
-        rows.append(
-            {"name": name, "value": value(y, score, weight), "low": float(low), "high": float(high)}
-        )
+        found = value(y, score, weight)
+        low, high = interval_ends(draws[name], found, name)
+        rows.append({"name": name, "value": found, "low": low, "high": high})
     error = metrics.ece(y, score, weight, bins=len(_calibration(y, score, weight)))
     return [*rows, {"name": "ece", "value": error, "low": None, "high": None}]
 

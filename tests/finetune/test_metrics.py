@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import erf, sqrt
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from sklearn import metrics as reference
 from finetune import metrics
 from finetune.bootstrap import bootstrap_difference, bootstrap_draws, bootstrap_intervals, delong
 from foundation.errors import SampleError
+
+TAILS = (0.025, 0.975)
 
 SCORED = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(1, 4)), min_size=4, max_size=40
@@ -138,6 +141,21 @@ def test_intervals_hold_the_value_and_are_reproducible() -> None:
     assert first["auc"].low < first["auc"].value < first["auc"].high
     wide = bootstrap_intervals(y[:80], score[:80], seed=1)["auc"]
     assert wide.high - wide.low > first["auc"].high - first["auc"].low
+
+
+def test_intervals_of_ks_cover_the_truth_more_often_than_plain_percentiles() -> None:
+    truth = erf(1 / (2 * sqrt(2)))  # of two normals one standard deviation apart
+    rng = np.random.default_rng(1)
+    y = np.repeat([1.0, 0.0], [60, 240])
+    held = plain = 0
+    for seed in range(200):
+        score = 1 / (1 + np.exp(-rng.normal(size=300) - y))
+        found = bootstrap_intervals(y, score, ("ks",), draws=200, seed=seed)["ks"]
+        low, high = np.quantile(bootstrap_draws(y, score, ("ks",), None, 200, seed)["ks"], TAILS)
+        assert 0 <= found.low <= found.value <= found.high
+        held += found.low <= truth <= found.high
+        plain += low <= truth <= high
+    assert held >= 0.85 * 200 > plain
 
 
 def test_paired_differences_agree_and_see_a_better_score() -> None:
