@@ -14,66 +14,78 @@ from foundation.tables import parse_times
 _MONEY = (
     r"amt|amount|value|price|balance|(^|_)bal(_|$)|due$|(^|_)due(_|$)|paid|sales|income|salary|"
     r"discount|spend|spent|bill|limit|(^|_)pay(_|$)|payment|fee|cost|revenue|debt|credit_line|"
-    r"installment|turnover|principal|outstanding|overdraft|loss"
+    r"installment|turnover|principal|outstanding|overdraft|loss|"
+    r"金额|额度|限额|余额|价格|费用|手续费|收入|工资|月供|本金|利息|欠款|应还|实还|还款额|消费额|账单"
 )
 _NO_MONEY = (
     r"days|(?<!dis)(?<!ac)count|cnt|(^|_)num|number|(^|_)rate|(^|_)ratio|pct|percent|score|term|"
-    r"date|status|type|code|flag"
+    r"date|status|type|code|flag|天数|次数|笔数|数量|期数|期限|率|比例|日期|时间|状态|类型|标志|编号"
 )
 _CODED = (
     r"status|state|code|type|kind|class|category|level|grade|stage|flag|bucket|segment|group|"
-    r"(^|_)sex(_|$)|gender|marri|marital|educat|region|occupation"
+    r"(^|_)sex(_|$)|gender|marri|marital|educat|region|occupation|"
+    r"状态|类型|类别|等级|级别|标志|性别|婚姻|学历|职业|地区|行业"
 )
 _HARD_IDENTIFIER = (
     r"phone|mobile|(^|_)tel|device|imei|imsi|(^|_)ip(_|$)|ip_addr|email|e_mail|iban|(^|_)pan(_|$)|"
-    r"card_?(no|num|id|hash)|account_?(no|num|id|hash)|address|counterparty|beneficiary|payee"
+    r"card_?(no|num|id|hash)|account_?(no|num|id|hash)|address|counterparty|beneficiary|payee|"
+    r"手机|电话|设备|身份证|银行卡|卡号|邮箱|地址|对手|收款人"
 )
-_SOFT_IDENTIFIER = r"(_id|id|_key|_no|_hash|_ref|uuid|guid|token)$"
+_SOFT_IDENTIFIER = r"(_id|id|_key|_no|_hash|_ref|uuid|guid|token|编号|号|标识)$"
 _ROLES = (
     ("type", r"type$"),
-    ("phone", r"phone|mobile|(^|_)tel"),
-    ("device", r"device|imei|imsi|browser|(^|_)ip(_|$)|user_agent"),
-    ("address", r"address|street"),
-    ("counterparty", r"counterparty|beneficiary|payee|recipient|iban"),
-    ("flag", r"^(is|has|was|flag)_|_flag$|(^|_)flag(_|$)"),
-    ("limit", r"limit|credit_line|ceiling"),
+    ("phone", r"phone|mobile|(^|_)tel|手机|电话"),
+    ("device", r"device|imei|imsi|browser|(^|_)ip(_|$)|user_agent|设备|浏览器"),
+    ("address", r"address|street|地址"),
+    ("counterparty", r"counterparty|beneficiary|payee|recipient|iban|对手|收款人"),
+    ("flag", r"^(is|has|was|flag)_|_flag$|(^|_)flag(_|$)|^是否|标志$"),
+    ("limit", r"limit|credit_line|ceiling|额度|限额"),
     (
         "balance",
         r"balance|(^|_)bal(_|$)|bill|due$|(^|_)due(_|$)|outstanding|debt(_|$)|principal|"
-        r"arrear",
+        r"arrear|余额|应还|欠款|本金|账单",
     ),
     (
         "person",
         r"(^|_)age(_|$)|gender|sex|birth|marital|marriage|educat|occupation|employ|job|"
-        r"famil|child|kids|household|owner",
+        r"famil|child|kids|household|owner|年龄|性别|婚姻|学历|教育|职业|子女|出生|家庭",
     ),
-    ("rate", r"(^|_)rate|(^|_)ratio|percent|pct|interest|(^|_)apr(_|$)"),
-    ("price", r"price|fee|cost"),
-    ("duration", r"days|months|term|tenure|duration|period|since"),
+    ("rate", r"(^|_)rate|(^|_)ratio|percent|pct|interest|(^|_)apr(_|$)|率|比例|占比"),
+    ("price", r"price|fee|cost|价格|费用|手续费"),
+    ("duration", r"days|months|term|tenure|duration|period|since|天数|期限|期数|月数|时长|年限"),
     (
         "count",
         r"(?<!dis)(?<!ac)count|cnt|number|(^|_)(n|num|no|qty)(_|$)|quantity|items|"
-        r"times|size",
+        r"times|size|次数|笔数|数量|人数",
     ),
     (
         "amount",
         r"amt|amount|value|sales|spend|spent|paid|pay|discount|income|salary|revenue|"
-        r"turnover|credit$",
+        r"turnover|credit$|金额|收入|工资|月供|实还|还款额|消费额",
     ),
-    ("score", r"score|rating"),
-    ("status", r"status|state$|result|outcome|activity|action|stage|event"),
-    ("merchant_type", r"merchant|mcc|department|category|sector|industry"),
-    ("channel", r"channel|medium|bank|origin|referr"),
-    ("place", r"store|branch|city|country|region|zip|postal|location|place|province|county|shop"),
-    ("product", r"product|purpose|item|sku|brand|article"),
-    ("type", r"type|kind|class|code|mode|lifecycle|housing|level|grade|segment|group"),
+    ("score", r"score|rating|评分|得分"),
+    ("status", r"status|state$|result|outcome|activity|action|stage|event|状态|结果|事件|动作"),
+    ("merchant_type", r"merchant|mcc|department|category|sector|industry|商户|行业|类目"),
+    ("channel", r"channel|medium|bank|origin|referr|渠道|来源|银行"),
+    (
+        "place",
+        r"store|branch|city|country|region|zip|postal|location|place|province|county|shop|城市|地区|省份|网点|门店",
+    ),
+    ("product", r"product|purpose|item|sku|brand|article|产品|商品|用途"),
+    (
+        "type",
+        r"type|kind|class|code|mode|lifecycle|housing|level|grade|segment|group|类型|类别|等级|级别",
+    ),
 )
 _PERSONAL = (
     r"(^|_)age(_|$)|gender|(^|_)sex(_|$)|birth|dob|phone|mobile|(^|_)tel|e?mail|(first|last|full|"
     r"sur|user|client|customer)_?name|^name$|address|marital|marriage|foreign|nationality|religion|"
-    r"ethnic|income|salary|(^|_)ip(_|$)|passport|ssn|iban"
+    r"ethnic|income|salary|(^|_)ip(_|$)|passport|ssn|iban|"
+    r"年龄|性别|出生|生日|手机|电话|邮箱|姓名|身份证|护照|地址|婚姻|民族|籍贯|宗教|收入|工资"
 )
 _PAIRS = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"})
+_DATES = r"^\s*(\d{4}[-/年]\d{1,2}[-/月]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4})"
+_COMPACT = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
 _MANY = 1000
 
 
@@ -97,6 +109,10 @@ def _typed(column: pl.Series, text_only: bool) -> pl.Series:
     text = column.str.strip_chars().drop_nulls()
     if not len(text):
         return column
+    if text.str.contains(_COMPACT).all():
+        days = parse_times(column, "UTC", column.name)
+        if days.null_count() == column.null_count():
+            return days
     # an id keeps its leading zeros; longer digits than a float holds are an id too
     if not text.str.contains(r"^[+-]?0\d|^\d{16,}").any():
         numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
@@ -106,7 +122,7 @@ def _typed(column: pl.Series, text_only: bool) -> pl.Series:
             if exact and not text.str.contains(r"\.").any():
                 return whole if text_only else column
             return numbers
-    if text[:100].str.contains(r"^\s*\d{4}[-/]\d{2}[-/]\d{2}").all():
+    if text[:100].str.contains(_DATES).all():
         try:
             times = parse_times(column, "UTC", column.name)
         except DataError:

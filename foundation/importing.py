@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import polars as pl
 from deltalake import DeltaTable
 
 from foundation.errors import ConfigError, SchemaError, listing, nearest
@@ -181,8 +183,8 @@ def import_digest(schema: Schema, paths: dict[str, Path]) -> str:
 
 def _delta_files(path: Path) -> list[Path]:
     """Data files of a Delta table's latest version."""
-    uris = DeltaTable(str(path)).file_uris()
-    return sorted(Path(uri.removeprefix("file://")) for uri in uris)
+    added = pl.DataFrame(DeltaTable(str(path)).get_add_actions(flatten=True))
+    return sorted(path / unquote(file) for file in added["path"]) if len(added) else []
 
 
 def declared_table(schema: Schema, name: str) -> Source | ProfileTable:

@@ -57,6 +57,22 @@ ENTITY_NAMES = (
     "householdid",
     "accountid",
     "memberid",
+    "客户号",
+    "客户编号",
+    "客户id",
+    "客户标识",
+    "用户id",
+    "用户编号",
+    "用户号",
+    "会员号",
+    "借款人编号",
+    "账户编号",
+    "账户号",
+    "账号",
+    "卡号",
+    "商户号",
+    "合同号",
+    "借据号",
     "id",
 )
 SAMPLE_COLUMNS = ("as_of", "asof", "history_until")
@@ -67,13 +83,25 @@ _EVENT_TIMES = (
     r"^(trans|transaction|txn|purchase|order|payment|statement|posting|booking)_?(time|date|ts)",
     r"(_at|_time|_ts|timestamp)$",
     r"(^|_)date(_|$)|date$",
+    r"^(发生|交易|事件|消费|还款|支付|申请|查询|登录|入账|记账|账单)(时间|日期|日)$",
+    r"(时间|日期)$",
 )
-_KNOWN_AT = r"^(known_at|ingested_at|ingestion_time|loaded_at|load_time|recorded_at|available_at)$"
+_KNOWN_AT = (
+    r"^(known_at|ingested_at|ingestion_time|loaded_at|load_time|recorded_at|available_at|"
+    r"入库(时间|日期)|加载(时间|日期)|获知(时间|日期))$"
+)
 _VALID_TIMES = (
-    r"^(valid_(time|from)|effective_(date|from|time)|updated_at|as_of_date|snapshot_date)$"
+    r"^(valid_(time|from)|effective_(date|from|time)|updated_at|as_of_date|snapshot_date|"
+    r"生效(时间|日期)|更新(时间|日期)|快照(时间|日期))$"
 )
-_NO_EVENT_TIME = r"birth|dob|due|expir|matur|(^|_)end|valid_to|deadline|schedul"
-_PROFILE_STEMS = r"profile|customer|client|demograph|member|household|account|user|person|applic"
+_NO_EVENT_TIME = (
+    r"birth|dob|due|expir|matur|(^|_)end|valid_to|deadline|schedul|出生|生日|应还日|到期|截止|结束"
+)
+_SLASHED = r"^\s*\d{1,2}[/-]\d{1,2}[/-]\d{2,4}"
+_PROFILE_STEMS = (
+    r"profile|customer|client|demograph|member|household|account|user|person|applic|"
+    r"客户|用户|画像|资料|档案"
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +147,7 @@ def infer_schema(
         else:
             notes.append(
                 f"{table.path.name} left out: several rows per entity and no readable time column; "
-                "write a month as its last day, such as 2017-04-30"
+                + _unreadable_times(table)
             )
     profile = _profile(profiles, main, notes)
     if not sources and profile is None:
@@ -209,8 +237,8 @@ def _is_csv(file: Path) -> bool:
 
 def _word(text: str) -> str:
     """A name of letters, digits and _ that starts with a letter."""
-    word = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")
-    return word if re.match(r"[A-Za-z]", word) else f"t_{word}".rstrip("_")
+    word = re.sub(r"\W+", "_", text).strip("_")
+    return word if re.match(r"[^\W\d_]", word) else f"t_{word}".rstrip("_")
 
 
 def _free_name(name: str, taken: dict) -> str:
@@ -264,7 +292,7 @@ def _likeliest_entity(tables: list[_Table]) -> str:
         known = ENTITY_NAMES.index(lower) if lower in ENTITY_NAMES else None
         kinds = {t.frame[column].dtype for t in holders}
         whole = all(k == pl.String or k.is_integer() for k in kinds)
-        looks = known is not None or bool(re.search(r"(_id|id|_key|_no)$", lower))
+        looks = known is not None or bool(re.search(r"(_id|id|_key|_no|号|编号)$", lower))
         if not whole or not looks or any(t.frame[column].null_count() for t in holders[:1]):
             continue
         repeats = any(t.frame[column].n_unique() < len(t.frame) for t in holders)
@@ -310,6 +338,18 @@ def _event_time(table: _Table) -> str:
         if score > best_score:
             best, best_score = column, score
     return best
+
+
+def _unreadable_times(table: _Table) -> str:
+    """What to do about a table without a readable time column."""
+    for column, dtype in table.frame.schema.items():
+        text = table.frame[column].drop_nulls().head(100) if dtype == pl.String else []
+        if len(text) and text.str.contains(_SLASHED).all():
+            return (
+                f"'{text[0]}' in column '{column}' may be a day of two months: write it as "
+                "2017-01-31 10:00:00"
+            )
+    return "write a month as its last day, such as 2017-04-30"
 
 
 def _profile_time(table: _Table, event_time: str, count: int) -> str | None:

@@ -14,12 +14,15 @@ import numpy as np
 import polars as pl
 from deltalake import ColumnProperties, DeltaTable, WriterProperties, write_deltalake
 
+from foundation.errors import ConfigError
 from foundation.history import entity_codes
 
 BUCKETS = 16
 BUCKET = "entity_bucket"
 ROW = "import_row"
 INTERNAL = (BUCKET, ROW)
+# deltalake ends the process where a path holds one of these.
+FORBIDDEN = "[]^|\\"
 _PRIME = np.uint64(1_099_511_628_211)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 # Times hardly repeat: a dictionary only slows reading. Row groups are small enough for a reader of
@@ -51,6 +54,20 @@ def keys_of(entity_ids: pl.Series) -> np.ndarray:
     terms = (data.astype(np.uint64) + np.uint64(1)) * powers[place]
     mixed = np.add.reduceat(terms, starts)
     return (mixed ^ (mixed >> np.uint64(33))) * _MIX
+
+
+def require_nameable(directory: Path) -> None:
+    """Refuse a directory that deltalake cannot name.
+
+    Raises:
+        ConfigError: its path holds one of `FORBIDDEN`.
+    """
+    found = [sign for sign in FORBIDDEN if sign in str(directory.absolute())]
+    if found:
+        raise ConfigError(
+            f"{directory}: a store cannot lie below a folder with '{found[0]}' in its name; "
+            "choose another"
+        )
 
 
 def create_table(path: Path, columns: Mapping[str, pl.DataType]) -> None:
@@ -207,20 +224,27 @@ def scan(
         until_us: only rows with known_at < until_us; rows without known_at stay.
         below: only rows whose number is smaller; None for all.
     """
-    rows = pl.scan_delta(str(path), version=pinned)
+    listed = bucket_files(path, pinned)
+    wanted = None if entities is None else entities.cast(pl.String).drop_nulls().unique()
+    if wanted is not None:
+        held = np.unique(buckets_of(wanted)).tolist()
+        listed = listed.filter(pl.col("bucket").is_in(held))
+    if len(listed):
+        # Not scan_delta: it asks for files by percent-encoded names and finds none below a folder
+        # whose name holds a blank or letters beyond ASCII.
+        rows = pl.scan_parquet(listed["file"].to_list(), hive_partitioning=False, glob=False)
+    else:
+        rows = pl.scan_delta(str(path), version=pinned).drop(BUCKET).clear()
     if below is not None:
         rows = rows.filter(pl.col(ROW) < below)
     if until_us is not None:
         until = pl.lit(until_us).cast(pl.Datetime("us", "UTC"))
         rows = rows.filter(pl.col("known_at").is_null() | (pl.col("known_at") < until))
-    if entities is not None:
-        wanted = entities.cast(pl.String).drop_nulls().unique().alias("entity_id")
-        held = np.unique(buckets_of(wanted)).tolist()
-        rows = rows.filter(pl.col(BUCKET).is_in(held))
+    if wanted is not None:
         if len(wanted):
             low, high = pl.lit(wanted.min()), pl.lit(wanted.max())
             rows = rows.filter(pl.col("entity_id").is_between(low, high))
-        rows = rows.join(wanted.to_frame().lazy(), on="entity_id", how="semi")
+        rows = rows.join(wanted.alias("entity_id").to_frame().lazy(), on="entity_id", how="semi")
     return rows
 
 

@@ -29,12 +29,15 @@ _MAX_VALUES, _PER_FIELD = 30, 8
 _TROUBLE = (
     r"late|default|reject|declin|charge.?back|charge.?off|write.?off|overdue|fail|return|cancel|"
     r"miss|delinq|fraud|refund|incomplete|sent.?back|arrear|collect|dispute|bounce|insufficient|"
-    r"nsf|gambl|cash.?adv|payday|block|suspend|lapse|churn|denied|unpaid|claim|complain|bad|loss"
+    r"nsf|gambl|cash.?adv|payday|block|suspend|lapse|churn|denied|unpaid|claim|complain|bad|loss|"
+    r"逾期|违约|拒绝|拒付|失败|退款|退货|取消|欺诈|赌博|投诉|冻结|核销|呆账|坏账|催收|套现|流失|理赔"
 )
-_STATUS = r"status|state$|late|dpd|delinq|overdue|arrear|bucket|stage|pay_\d"
-_DAYS_LATE = r"past_?due|dpd|days_?(late|overdue|arrear)|overdue_days|delinq.*days|late_days"
-_PAYING = r"(^|_)(pay|paid|payment|repay|repaid|repayment)"
-_OWED = r"bill|balance|(^|_)bal(_|$)|due|installment|owed"
+_STATUS = r"status|state$|late|dpd|delinq|overdue|arrear|bucket|stage|pay_\d|状态|逾期"
+_DAYS_LATE = (
+    r"past_?due|dpd|days_?(late|overdue|arrear)|overdue_days|delinq.*days|late_days|逾期天数"
+)
+_PAYING = r"(^|_)(pay|paid|payment|repay|repaid|repayment)|实还|还款额|还款金额"
+_OWED = r"bill|balance|(^|_)bal(_|$)|due|installment|owed|账单|应还|欠款|月供"
 
 
 @dataclass(frozen=True)
@@ -272,11 +275,11 @@ def _quoted(value: str) -> str:
 
 
 def _slug(value: str) -> str:
-    return re.sub(r"\W+", "_", value.lower(), flags=re.ASCII).strip("_")[:30] or "value"
+    return re.sub(r"\W+", "_", value.lower()).strip("_")[:30] or "value"
 
 
 def _name(text: str) -> str:
-    return text if re.match("[A-Za-z]", text) else f"o_{text}"
+    return text if re.match(r"[^\W\d_]", text) else f"o_{text}"
 
 
 # ------------------------------------------------------------------------------------- choice

@@ -210,7 +210,7 @@ def checked(schema: Schema, where: str) -> Schema:
     for pair in schema.ratios:
         _check_ratio(schema, pair, where)
     for name in schema.outcomes:
-        if not re.fullmatch(r"[A-Za-z]\w*", name):
+        if not re.fullmatch(r"[^\W\d_]\w*", name):
             raise SchemaError(f"{where}: outcome name '{name}' must be letters, digits and _")
     for outcome in schema.parsed_outcomes():
         _check_outcome(schema, outcome, where)
@@ -248,7 +248,7 @@ def _check_zone(zone: str, where: str) -> None:
 
 
 def _check_source(name: str, source: Source, where: str) -> None:
-    if not re.fullmatch(r"[A-Za-z]\w*", name):
+    if not re.fullmatch(r"[^\W\d_]\w*", name):
         raise SchemaError(f"{where}: source name '{name}' must be letters, digits and _")
     if name in RESERVED_SOURCES:
         raise SchemaError(f"{where}: '{name}' cannot name a source; choose another name")

@@ -71,6 +71,7 @@ class EventStore:
 
         Raises:
             SchemaError: a store with another schema is there, or a field name is reserved.
+            ConfigError: the directory has a name that cannot be used.
         """
         directory = Path(directory)
         if (directory / "schema.yaml").is_file():
@@ -78,6 +79,7 @@ class EventStore:
             require_same(store.schema, schema, directory)
             return store
         _refuse_reserved(schema)
+        lakehouse.require_nameable(directory)
         (directory / "imports").mkdir(parents=True, exist_ok=True)
         for name in _table_names(schema):
             lakehouse.create_table(directory / "tables" / name, _columns(schema, name))
@@ -255,6 +257,7 @@ def import_events(
         SchemaError: the schema differs from the store's, a declared column is missing, or an
             authorization has run out.
         DataError: a file that cannot be read; nothing is imported then.
+        ConfigError: the store's directory has a name that cannot be used.
     """
     now = now or dt.datetime.now(dt.UTC)
     schema = load_schema(schema_path)

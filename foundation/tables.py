@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from deltalake import DeltaTable, QueryBuilder
 
 from foundation.errors import DataError, listing
 
@@ -24,6 +25,7 @@ PARQUET_ENDINGS = (".parquet", ".pq")
 SEPARATORS = ",;\t|"
 _CHUNK = 1 << 25
 _QUOTE, _NEWLINE = ord('"'), ord("\n")
+_CLOCK = "%Y-%m-%d %H:%M:%S%.f"
 _WITH_OFFSET = r"\d{2}:\d{2}.*?\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 _OFFSET = r"([+-]\d{2}(?::?\d{2})?)$"
 
@@ -90,6 +92,21 @@ def is_table(path: Path) -> bool:
     return bool(_ending(path))
 
 
+def _read_delta(path: Path) -> pl.DataFrame:
+    """The latest version of a Delta table, wherever it lies.
+
+    polars asks for a table's files by percent-encoded names and finds none where a folder or the
+    value of a partition holds a blank or letters beyond ASCII. The rows that deltalake's own engine
+    gives then come in no particular order, so they are sorted.
+    """
+    try:
+        return pl.read_delta(str(path))
+    except FileNotFoundError:
+        rows = QueryBuilder().register("t", DeltaTable(str(path))).execute("select * from t")
+        frame = pl.DataFrame(rows.read_all())
+        return frame.sort(frame.columns)
+
+
 def _ending(path: Path) -> str:
     name = path.name.lower()
     return next((e for e in (*CSV_ENDINGS, *PARQUET_ENDINGS) if name.endswith(e)), "")
@@ -98,7 +115,7 @@ def _ending(path: Path) -> str:
 def _read_file(path: Path) -> pl.DataFrame:
     try:
         if (path / "_delta_log").is_dir():
-            return pl.read_delta(str(path))
+            return _read_delta(path)
         if _ending(path) in PARQUET_ENDINGS:
             return pl.read_parquet(path, hive_partitioning=False)
     except Exception as exc:  # readers of three libraries raise a dozen types
@@ -229,7 +246,9 @@ def parse_times(
 
     Args:
         series: Datetime, Date or strings such as 2017-01-31, 2017-01-31 10:00[:00[.123456]],
-            2017-01-31T10:00:00Z, 2017-01-31 10:00+08:00; `/` is read as `-`.
+            2017-01-31T10:00:00Z, 2017-01-31 10:00+08:00; `/` is read as `-`. So are 2017/1/31,
+            2017年1月31日, 20170131 and, day first as dots say, 31.1.2017. 31/1/2017 is not: nobody
+            knows what 3/1/2017 is.
         where: file and column, for messages.
         strict: raise at the first missing or unreadable time instead of returning null for it.
     Raises:
@@ -283,7 +302,11 @@ def _from_text(
         )
         .to_series()
     )
-    local = clock.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
+    local = clock.str.to_datetime(_CLOCK, strict=False, time_unit="us")
+    if local.null_count() > text.null_count():
+        local = local.fill_null(
+            _in_full(clock).str.to_datetime(_CLOCK, strict=False, time_unit="us")
+        )
     given = text.drop_nulls()
     if len(given) and local.null_count() == len(local):
         row = int(text.is_not_null().arg_max() or 0)
@@ -306,6 +329,15 @@ def _from_text(
     sign = pl.select(pl.when(digits.str.starts_with("-")).then(-1).otherwise(1)).to_series()
     shift = (sign * (hours * 60 + minutes)).fill_null(0)
     return local - (shift * 60_000_000).cast(pl.Duration("us"))
+
+
+def _in_full(clock: pl.Series) -> pl.Series:
+    """Times written in other orders or with fewer digits, as 2017-01-31 10:00:00."""
+    text = clock.str.replace(r"^(\d{4})年(\d{1,2})月(\d{1,2})日?", "$1-$2-$3")
+    text = text.str.replace(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})", "$3-$2-$1")
+    text = text.str.replace(r"^(\d{4})(\d{2})(\d{2})($| )", "$1-$2-$3$4")
+    text = text.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})\s*(\d{1,2}:\d{2})$", "$1 $2:00")
+    return text.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})$", "$1 00:00:00")
 
 
 def _localise(local: pl.Series, zone: str, ambiguous: Literal["earliest", "latest"]) -> pl.Series:

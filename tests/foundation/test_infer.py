@@ -162,6 +162,52 @@ def test_rhythm_sets_windows_and_horizons(tmp_path: Path) -> None:
     assert any("cases end within weeks" in note for note in notes)
 
 
+def test_chinese_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 3000
+    frame = pl.DataFrame(
+        {
+            "客户号": rng.integers(0, 150, n).astype(str),
+            "交易日期": [f"{2023 + m // 12}{m % 12 + 1:02d}{d:02d}"
+                     for m, d in zip(rng.integers(0, 18, n), rng.integers(1, 29, n), strict=True)],
+            "交易金额": rng.gamma(2, 90, n).round(2),
+            "商户类型": rng.choice(["超市", "餐饮", "赌博"], n),
+            "还款状态": rng.choice(["正常", "逾期"], n, p=[0.9, 0.1]),
+            "设备号": rng.choice([f"设备{k}" for k in range(900)], n),
+        }
+    )  # fmt: skip
+    frame.write_csv(tmp_path / "交易流水.csv", include_bom=True)
+    people = pl.DataFrame(
+        {"客户号": [str(i) for i in range(150)], "年龄": rng.integers(20, 60, 150)}
+    )
+    people.write_csv(tmp_path / "客户资料.csv")
+    schema, notes = infer_schema(sorted(tmp_path.glob("*.csv")), name="银行")
+    assert schema.entity == "客户号" and "'客户号' is taken as the entity column" in notes
+    source = schema.sources["交易流水"]
+    assert source.event_time == "交易日期"
+    assert {name: (f.kind, f.role) for name, f in source.fields.items()} == {
+        "交易金额": ("money", "amount"),
+        "商户类型": ("category", "merchant_type"),
+        "还款状态": ("category", "status"),
+        "设备号": ("identifier", "device"),
+    }
+    assert schema.profile_fields["年龄"].grade == "personal"
+    assert {"还款状态_逾期", "商户类型_赌博"} <= set(schema.outcomes)
+    file = tmp_path / "schema.yaml"
+    file.write_text(schema_yaml(schema, notes, tmp_path), "utf-8")
+    assert load_schema(file).outcomes == schema.outcomes
+    assert import_events(file, tmp_path / "store").stored == n + 150
+
+
+def test_days_first_or_months_first_are_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "user_id,day,x\n" + "".join(f"{i % 9},{i % 12 + 1}/3/2024,1\n" for i in range(99))
+    )
+    with pytest.raises(SchemaError, match=r"'1/3/2024' in column 'day' may be a day of two months"):
+        infer_schema([path])
+
+
 def test_plain_table_has_no_sources(tmp_path: Path) -> None:
     path = tmp_path / "applicants.csv"
     path.write_text("id,age,job\n" + "".join(f"{i},{20 + i % 40},j{i % 3}\n" for i in range(80)))

@@ -102,6 +102,51 @@ def test_import_and_read(lender: Path) -> None:
     assert "warning: 'call' has no authorization" in text and "'pay' has no" not in text
 
 
+@pytest.mark.parametrize("name", ["a b", "客户 100%", "x?*#"])
+def test_a_folder_of_any_name(lender: Path, name: str) -> None:
+    """polars' own Delta reader finds no file below a folder with a blank in its name."""
+    run(lender)
+    plain = contents(lender)
+    folder = lender / name
+    folder.mkdir()
+    for file in ("schema.yaml", "pay.csv", "call.csv", "profile.csv"):
+        (folder / file).write_bytes((lender / file).read_bytes())
+    assert run(folder).stored == 8
+    read = contents(folder)
+    for each in (plain, read):  # but for the devices, which every store hides with its own key
+        each["pay"] = [row[:4] for row in each["pay"]]
+    assert read == plain and run(folder).repeated
+    opened = EventStore.open(folder / "store")
+    assert opened.frames(entities=["b"])["pay"].height == 2
+    assert opened.frames(entities=["nobody"])["call"].columns == ["entity_id", "event_time",
+                                                                  "known_at", "note"]  # fmt: skip
+    edit(folder, lambda data: data["sources"]["pay"].update(path="more.csv"))
+    (folder / "more.csv").write_text(PAY + "c,2024-01-05,7,d9\n")
+    assert run(folder).stored == 1
+
+
+def test_a_folder_that_cannot_hold_a_store(lender: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'\[' in its name; choose another"):
+        import_events(lender / "schema.yaml", lender / "[x]" / "store", now=NOW)
+    assert not (lender / "[x]").exists()
+
+
+def test_names_of_any_letters(tmp_path: Path) -> None:
+    fields = {"金额": {"kind": "money"}, "状态": {"kind": "category"}}
+    data = {"entity": "客户号", "sources": {"交易": {"path": "交易.csv", "event_time": "时间",
+                                              "fields": fields}},
+            "outcomes": {"逾期": "交易.状态 = '逾期' within 30d"}}  # fmt: skip
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(data, allow_unicode=True), "utf-8")
+    text = "客户号,时间,金额,状态\n甲,2024年1月2日,3.5,逾期\n乙,2024年5月12日 08:30,4,正常\n"
+    (tmp_path / "交易.csv").write_text(text, "utf-8")
+    run(tmp_path)
+    stored = EventStore.open(tmp_path / "store").frames()["交易"]
+    assert sorted(stored.select("entity_id", "event_time", "金额", "状态").rows()) == [
+        ("乙", dt.datetime(2024, 5, 12, 8, 30), 4.0, "正常"),
+        ("甲", dt.datetime(2024, 1, 2), 3.5, "逾期"),
+    ]
+
+
 def test_same_import_again_changes_nothing_and_says_so(lender: Path) -> None:
     first = run(lender)
     before = contents(lender)

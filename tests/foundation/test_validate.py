@@ -221,6 +221,11 @@ def test_separators_bom_gzip_globs_and_delta(tmp_path: Path) -> None:
     assert read_table(tmp_path / "a*").rows() == [("1", "2"), ("3", "4")]
     pl.DataFrame({"x": [1]}).write_delta(str(tmp_path / "delta"))
     assert read_table(tmp_path / "delta").rows() == [(1,)]
+    odd = tmp_path / "a 表"
+    odd.mkdir()
+    rows = pl.DataFrame({"x": [1, 2], "city": ["北京", "São Paulo"]})
+    rows.write_delta(str(odd / "delta"), delta_write_options={"partition_by": ["city"]})
+    assert sorted(read_table(odd / "delta").select("x", "city").rows()) == rows.rows()
     write(tmp_path / "b.csv", "x\n1\n")
     write(tmp_path / "b2.csv", "z\n1\n")
     with pytest.raises(DataError, match=r"b2\.csv: columns \(z\) differ"):
@@ -255,6 +260,16 @@ def test_times_are_utc() -> None:
     assert parse_times(aware, "Asia/Shanghai", "f").to_list() == [at]
     assert times([dt.date(2024, 1, 1)], "Asia/Shanghai") == [dt.datetime(2023, 12, 31, 16)]
     assert times([dt.datetime(2024, 1, 1, 10)], "Asia/Shanghai") == [at]
+
+
+def test_times_in_other_orders() -> None:
+    day, minute = dt.datetime(2024, 3, 1), dt.datetime(2024, 3, 1, 9, 5)
+    assert times(["2024/3/1", "2024年3月1日", "20240301", "1.3.2024", "01.03.2024"]) == [day] * 5
+    assert times(["2024/3/1 9:05", "2024年03月01日09:05", "20240301 09:05:00"]) == [minute] * 3
+    assert times(["1.3.2024 10:05+01:00"]) == [minute]
+    assert times(["2024-03-01", "31.2.2024", "2024年13月1日"]) == [day, None, None]
+    with pytest.raises(DataError, match=r"no time in this column is readable \(row 1: '3/1/2024'"):
+        times(["3/1/2024"])
 
 
 def test_clock_changes() -> None:
