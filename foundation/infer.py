@@ -343,8 +343,8 @@ def _event_time(table: _Table) -> str:
 def _unreadable_times(table: _Table) -> str:
     """What to do about a table without a readable time column."""
     for column, dtype in table.frame.schema.items():
-        text = table.frame[column].drop_nulls().head(100) if dtype == pl.String else []
-        if len(text) and text.str.contains(_SLASHED).all():
+        text = table.frame[column].cast(pl.String).drop_nulls().head(100)
+        if dtype == pl.String and len(text) and text.str.contains(_SLASHED).all():
             return (
                 f"'{text[0]}' in column '{column}' may be a day of two months: write it as "
                 "2017-01-31 10:00:00"

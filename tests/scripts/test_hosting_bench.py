@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from scripts.bench.hosted import command, isolation
+from scripts.bench.hosted import command, isolation, peer
 from scripts.bench.hosted.load import Seen, turns
 from scripts.bench.hosted.world import World
 
@@ -43,3 +44,19 @@ def test_figures_have_sides_and_turns_are_even() -> None:
     seen = Seen([0.001 * k for k in range(1, 102)], took=2.0)
     assert seen.ms(50) == pytest.approx(51) and seen.rate == 50.5
     assert np.isfinite(seen.ms(99))
+
+
+def test_inputs_of_another_graph_are_read_by_customer(tmp_path: Path) -> None:
+    class Graph:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="codes"), SimpleNamespace(name="mask")]
+
+    arrays = {
+        f"{i}/{name}": np.full(3, i) for i in (0, 10, 2) for name in ("codes", "mask", "more")
+    }
+    np.savez(tmp_path / "graph.npz", **arrays)
+    found = peer.inputs(tmp_path / "graph.npz", Graph())
+    assert [int(feed["codes"][0]) for feed in found] == [0, 2, 10]
+    assert all(set(feed) == {"codes", "mask"} for feed in found)
+    with pytest.raises(SystemExit, match="--peer"):
+        peer.run(World(tmp_path, "nano", 1, 1, 1, 1), lambda *_: None)

@@ -12,17 +12,14 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.hosted.world import ROOT
+from scripts.bench.hosted.process import listening
 
 
 def main(port: int, package: str, bodies: str) -> None:
@@ -85,27 +82,8 @@ def backbone_runs(model: Any, requests: list[Any]) -> list[tuple[Any, Any, dict[
 @contextmanager
 def bare(package: Path, bodies: Path, log: Path) -> Iterator[tuple[int, int]]:
     """Run it for the time of a with block: port and process id."""
-    from serving.launch import free_port
-
-    port = free_port()
-    command = [sys.executable, "-m", "scripts.bench.hosted.bare", str(port), str(package)]
-    with open(log, "wb") as out:
-        process = subprocess.Popen([*command, str(bodies)], cwd=ROOT, stdout=out, stderr=out)
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(log.read_text(errors="replace")[-2000:]) from None
-                time.sleep(0.1)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        process.wait(20)
+    with listening("scripts.bench.hosted.bare", [str(package), str(bodies)], log) as found:
+        yield found
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ Figure = Callable[..., None]
 
 def main() -> int:
     """Run the sections that are asked for and not there yet; 1 where a figure misses its bar."""
-    from scripts.bench.hosted import channels, faults, files, incremental, isolation, speed
+    from scripts.bench.hosted import (
+        channels,
+        faults,
+        files,
+        incremental,
+        isolation,
+        peer,
+        speed,
+    )
 
     sections: dict[str, Callable[[World, Figure], None]] = {
         "speed": speed.run,
@@ -31,14 +39,17 @@ def main() -> int:
         "isolation": isolation.run,
         "overload": faults.run,
     }
+    usual = ",".join(sections)
+    sections["peer"] = peer.run
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="keeps packages and results")
-    parser.add_argument("--sections", default=",".join(sections), help="some of the default")
+    parser.add_argument("--sections", default=usual, help="some of the default, or peer")
     parser.add_argument("--size", default="nano", help="backbone: a file of configs/pretrain")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each part under load")
     parser.add_argument("--rounds", type=int, default=8, help="turns of what is compared")
     parser.add_argument("--channels", type=int, default=300)
     parser.add_argument("--requests", type=int, default=100_000, help="of `isolation`")
+    parser.add_argument("--peer", type=Path, help="another library's graph, of `peer`")
     parser.add_argument("--again", action="store_true", help="run sections that are there, too")
     parser.add_argument("--output", type=Path, help="write the table of all results to this file")
     given = parser.parse_args()
@@ -48,7 +59,15 @@ def main() -> int:
         parser.error(f"unknown section {sorted(unknown)}; there are {', '.join(sections)}")
     with _folder(given.work) as work:
         results = work / "results.jsonl"
-        world = World(work, given.size, given.seconds, given.rounds, given.channels, given.requests)
+        world = World(
+            work,
+            given.size,
+            given.seconds,
+            given.rounds,
+            given.channels,
+            given.requests,
+            given.peer,
+        )
         for name in chosen:
             if given.again or not any(_is(row, name, given.size) for row in read(results)):
                 _run(name, sections[name], world, results)

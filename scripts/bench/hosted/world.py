@@ -27,6 +27,7 @@ class World:
         rounds: turns of what is compared.
         channels: of one worker.
         requests: of the isolation section.
+        peer: another library's graph, see `peer`.
     """
 
     work: Path
@@ -35,6 +36,7 @@ class World:
     rounds: int
     channels: int
     requests: int
+    peer: Path | None = None
 
     def package(self, recipe: str = "probe") -> Path:
         """A package of the recipe, made at the first call: minutes for larger backbones."""
