@@ -88,7 +88,7 @@ BACKTEST_WORDS: dict[str, str] = {
     "KS in cross-validation": "交叉验证 KS",
     "rows tested": "检验行数",
     "Rows and limits": "样本与局限",
-    "Intervals: {level} %, paired bootstrap within labels (by customer where customers repeat), {n} draws, seed {seed}; AUC differences by DeLong where rows are unweighted and of different customers; rates by Wilson's score interval. Every row with every score lies in rows.parquet beside this page.": "区间：{level}%，标签内配对自助法（客户重复时按客户抽样），{n} 次抽样，种子 {seed}；样本无权重且客户互不相同时 AUC 之差用 DeLong 检验；比率用 Wilson 区间。所有行及所有评分见本页旁的 rows.parquet。",
+    "Intervals: {level} %, paired bootstrap within labels (by customer where customers repeat), {n} draws, seed {seed}, of KS corrected for its bias; AUC differences by DeLong where rows are unweighted and of different customers; rates by Wilson's score interval. Every row with every score lies in rows.parquet beside this page.": "区间：{level}%，标签内配对自助法（客户重复时按客户抽样），{n} 次抽样，种子 {seed}，KS 区间经偏差校正；样本无权重且客户互不相同时 AUC 之差用 DeLong 检验；比率用 Wilson 区间。所有行及所有评分见本页旁的 rows.parquet。",
 }
 
 BACKTEST_FIGURE_WORDS: dict[str, str] = {

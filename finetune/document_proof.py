@@ -75,7 +75,10 @@ def _measures(facts: Facts, out: Section) -> None:
     if not rows:
         out.missing("Only one class of labels is present, so KS and AUC do not exist.")
         return
-    out.say("Intervals: {level}, bootstrap over customers.", level=level(facts))
+    out.say(
+        "Intervals: {level}, bootstrap over customers, of KS corrected for its bias.",
+        level=level(facts),
+    )
     out.table(("measure", "value", "interval"), rows)
 
 

@@ -75,7 +75,7 @@ DOCUMENT_WORDS: dict[str, str] = {
     "Measured on {name}: {n} customers with {bads} bads, bad rate {rate}, decided {first} to {last}.": "衡量样本 {name}：{n} 位客户，其中坏客户 {bads}，坏账率 {rate}，决策日期 {first} 至 {last}。",
     "These decisions do not lie after those the model learned from.": "这些决策并不晚于模型学习所用的决策（非跨时间验证）。",
     "Only one class of labels is present, so KS and AUC do not exist.": "缺失：只有一类标签，因此不存在 KS 与 AUC。",
-    "Intervals: {level}, bootstrap over customers.": "区间：{level}，对客户做自助重抽样。",
+    "Intervals: {level}, bootstrap over customers, of KS corrected for its bias.": "区间：{level}，对客户做自助重抽样，KS 区间经偏差校正。",
     "value": "数值",
     "interval": "区间",
     "AUC": "AUC",

@@ -223,8 +223,8 @@ WORDS: dict[str, str] = {
     "seeds": "随机种子",
     "seed": "随机种子",
     "No lineage was recorded.": "未记录溯源信息。",
-    "Intervals: {level} %, bootstrap over customers with {n} resamples (seed {seed}); rates by "
-    "Wilson's score interval. All numbers stand in the JSON file beside this page.": "区间：{level}%，对客户做 {n} 次自助重抽样（种子 {seed}）；比率用 Wilson 区间。"
+    "Intervals: {level} %, bootstrap over customers with {n} resamples (seed {seed}), of KS corrected for its bias; rates by "
+    "Wilson's score interval. All numbers stand in the JSON file beside this page.": "区间：{level}%，对客户做 {n} 次自助重抽样（种子 {seed}），KS 区间经偏差校正；比率用 Wilson 区间。"
     "所有数字均见本页旁的 JSON 文件。",
     "Charts need JavaScript; the tables hold the main numbers without it.": "图表需要 JavaScript；没有它时，表格仍给出主要数字。",
     # derived limits
