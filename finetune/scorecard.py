@@ -167,6 +167,8 @@ def optimal_bins(
     """
     optimal_binning = _optbinning()
     seen = ~np.isnan(x)
+    if not seen.any():
+        return None
     kind = "categorical" if bins.groups else "numerical"
     # A code's order means nothing, a number's bad rate is kept monotone.
     trend = None if bins.groups else TRENDS[direction]

@@ -222,13 +222,16 @@ def fit_forecasters(
     outcomes = schema.parsed_outcomes()
     titles = [outcome.title(h) for outcome in outcomes for h in outcome.horizons]
     horizons = tuple(h for outcome in outcomes for h in outcome.horizons)
+    names = target_names(outcomes)
+
+    def none(reason: str) -> Forecasters:
+        skipped = tuple(
+            TargetCard(name=n, title=t, reason=reason) for n, t in zip(names, titles, strict=True)
+        )
+        return Forecasters((), (), spec.names, settings.folds, skipped, settings.threads)
+
     if not outcomes or not len(timeline):
-        reason = "no event to learn from"
-        skipped = [
-            TargetCard(name=n, title=t, reason=reason)
-            for n, t in zip(target_names(outcomes), titles, strict=True)
-        ]
-        return Forecasters((), (), spec.names, settings.folds, tuple(skipped), settings.threads)
+        return none("no event to learn from")
     rng = np.random.default_rng(seed)
     entity, cut_us = past_cuts(
         timeline,
@@ -239,6 +242,8 @@ def fit_forecasters(
         anchored_share(schema, settings),
         decision_sources(schema),
     )
+    if not len(entity):
+        return none(f"no moment has {min(horizons)} days of known events behind it")
     if len(entity) > settings.max_rows:
         chosen = np.sort(rng.choice(len(entity), settings.max_rows, replace=False))
         entity, cut_us = entity[chosen], cut_us[chosen]
@@ -246,9 +251,7 @@ def fit_forecasters(
     context = context_at(timeline, entity, cut_us)
     x = spec.compute(timeline, cut(timeline, ids, cut_us), profile, ids, context)
     y = outcome_targets(timeline, outcomes, entity, cut_us, until_us, exposed=True)
-    cards = [
-        TargetCard(name=n, title=t) for n, t in zip(target_names(outcomes), titles, strict=True)
-    ]
+    cards = [TargetCard(name=n, title=t) for n, t in zip(names, titles, strict=True)]
     fold = fold_of(ids, settings.folds)
     return train(x, y, fold, entity, cards, spec.names, settings, seed)
 

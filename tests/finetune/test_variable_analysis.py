@@ -166,6 +166,15 @@ def test_a_later_sample_without_labels_is_compared_all_the_same() -> None:
     assert "without labels" in render_variables(page_numbers(found, "t", []))
 
 
+def test_variables_that_are_never_there() -> None:
+    given = rows(0)
+    values = np.full_like(given.table.values, np.nan)
+    values[:, 0] = given.table.values[:, 0]
+    found = analyse(replace(given, table=FeatureTable(COLUMNS, values)), SCHEMA, optimal=9)
+    empty = found.variables.filter(pl.col("missing") == 1)
+    assert len(empty) == 7 and empty["iv_optimal"].null_count() == 7
+
+
 def test_labels_are_needed() -> None:
     given = rows(0)
     for y in (None, np.zeros(300)):

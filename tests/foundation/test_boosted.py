@@ -179,6 +179,14 @@ def test_nothing_to_learn_from():
     assert model.predict(np.zeros((2, 0), np.float32)).shape == (2, 0)
 
 
+def test_a_horizon_that_nothing_has_reached_yet(fitted):
+    timeline, spec, _ = fitted
+    days = int(timeline.known_us.min()) + 5 * 86_400_000_000
+    model = fit_forecasters(SCHEMA, timeline, None, spec, days, 0, QUICK)
+    assert model.names == ()
+    assert {c.reason for c in model.skipped} == {"no moment has 31 days of known events behind it"}
+
+
 def test_cuts_are_anchored_at_events_where_decisions_are_dated():
     dated = schema_from_dict({"profile": {"valid_time": "t", "fields": {"x": {"kind": "number"}}}})
     assert anchored_share(dated, BoostSettings()) == 1.0
