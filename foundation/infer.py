@@ -97,6 +97,7 @@ _VALID_TIMES = (
 _NO_EVENT_TIME = (
     r"birth|dob|due|expir|matur|(^|_)end|valid_to|deadline|schedul|出生|生日|应还日|到期|截止|结束"
 )
+_WITH_COMMA = r"^\s*[+-]?\d{1,3}([.,' ]?\d{3})*([.,]\d+)?\s*$"
 _SLASHED = r"^\s*\d{1,2}[/-]\d{1,2}[/-]\d{2,4}"
 _PROFILE_STEMS = (
     r"profile|customer|client|demograph|member|household|account|user|person|applic|"
@@ -414,9 +415,22 @@ def _fields(table: _Table, skip: set[str], notes: list[str], events: bool) -> di
         if field is None:
             notes.append(f"{table.path.name}: column '{column}' left out: {why_not}")
             continue
+        if found := _comma(table.frame[column]):
+            notes.append(
+                f"{table.path.name}: column '{column}' holds '{found}', which is read as a word; "
+                "write decimals with a point and no other sign"
+            )
         name = _free_field(_word(column), out)
         out[name] = field if name == column else _renamed(field, column)
     return out
+
+
+def _comma(column: pl.Series) -> str:
+    """A number of the column with a decimal comma or thousands apart; empty where it has none."""
+    text = column.drop_nulls().head(1000) if column.dtype == pl.String else column.clear()
+    if not len(text) or not text.cast(pl.String).str.contains(_WITH_COMMA).all():
+        return ""
+    return str(next((value for value in text if "," in value), ""))
 
 
 def _free_field(name: str, taken: dict[str, Field]) -> str:

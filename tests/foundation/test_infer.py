@@ -208,6 +208,16 @@ def test_days_first_or_months_first_are_asked_about(tmp_path: Path) -> None:
         infer_schema([path])
 
 
+@pytest.mark.parametrize(("value", "said"), [("12,50", True), ("1.234,5", True), ("12.50", False)])
+def test_decimal_commas_are_pointed_out(tmp_path: Path, value: str, said: bool) -> None:
+    path = tmp_path / "t.csv"
+    rows = "".join(f"{i % 9};2024-03-{i % 28 + 1:02d};{value}\n" for i in range(98))
+    path.write_text("user_id;day;amount\n" + rows + "1;2024-03-01;7\n")
+    _, notes = infer_schema([path])
+    expected = f"t.csv: column 'amount' holds '{value}', which is read as a word"
+    assert any(expected in note for note in notes) is said
+
+
 def test_plain_table_has_no_sources(tmp_path: Path) -> None:
     path = tmp_path / "applicants.csv"
     path.write_text("id,age,job\n" + "".join(f"{i},{20 + i % 40},j{i % 3}\n" for i in range(80)))
