@@ -51,6 +51,8 @@ class Settings(strict.Strict):
         workers: processes answering requests.
         threads: scoring threads of a process, whatever the number of packages; 0: the cores this
             process may use, divided by `workers`.
+        short_ms: a score of a history in the request that is expected to take this many milliseconds
+            at most runs on the event loop, between requests, and saves the way to a thread; 0: none.
         queue: requests of a tenant, waiting or being scored, before new ones get 429.
         timeout_seconds: longest time a request may take before it gets 503.
         drain_seconds: how long a service told to stop still answers, not ready any more.
@@ -97,6 +99,7 @@ class Settings(strict.Strict):
     idempotency_hours: Annotated[float, Meta(gt=0, le=8760)] = 24.0
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    short_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
     queue: Annotated[int, Meta(ge=1, le=100_000)] = 64
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     drain_seconds: Annotated[float, Meta(ge=0, le=600)] = 0.0

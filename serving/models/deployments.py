@@ -99,8 +99,8 @@ class Deployments:
         self.refused: dict[str, str] = {}
         self._named: dict[str, Loaded] = {}
         self._default: str | None = None
-        threads = settings.scoring_threads
-        self.pool = ScoringPool(threads, settings.queue, settings.timeout_seconds)
+        threads, short = settings.scoring_threads, settings.short_ms / 1000
+        self.pool = ScoringPool(threads, settings.queue, settings.timeout_seconds, short)
         try:
             self._load_named()
         except Exception:

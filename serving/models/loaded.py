@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from foundation.errors import InternalError, RequestError
 from serving.batch import score_together
 from serving.messages import ApiError, Envelope
-from serving.models.pool import ScoringPool, too_many
+from serving.models.pace import Pace
+from serving.models.pool import ScoringPool
+from serving.models.turns import too_many
 from serving.requests import RequestReader, ScoringInput
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Model:
         self.digest = str(self.manifest["digest"])
         self.schema = package.schema
         self.reader = reader(package)
+        self._pace = Pace()
         weakref.finalize(self, _closed, shelf, path, self.id).atexit = False
 
     @property
@@ -140,6 +143,7 @@ class Model:
                 (409), or the package is lost (503).
             InternalError: the package gave something that is no score.
         """
+        own = time.thread_time()
         given = self._given(request, time.time_ns() // 1000, memory, version)
         package = self.package
         begin = time.perf_counter()
@@ -150,7 +154,15 @@ class Model:
         if len(rows) != 1:
             raise InternalError(f"package '{self.id}' gave {len(rows)} scores for one row")
         check_row(rows[0], self.id)
+        self._pace.note(_size(request), request.reasons, time.thread_time() - own)
         return Scored(rows[0], given, seconds)
+
+    def expected(self, request: Envelope) -> float:
+        """Seconds a score is expected to take in its thread; infinite where nobody can tell."""
+        # A database may keep its reader waiting for as long as it likes.
+        if request.history != "inline" or not self.at_hand:
+            return math.inf
+        return self._pace.expected(_size(request), request.reasons)
 
     def score_many(
         self, requests: Sequence[Envelope], memory: Memory | None = None
@@ -271,7 +283,7 @@ class Loaded:
         return str(self.manifest.get("backbone_fingerprint") or "")
 
     async def score(self, request: Envelope) -> Scored:
-        """Score one request in a scoring thread.
+        """Score one request when its turn comes.
 
         Raises:
             ApiError: the request is at fault (422, 413, 409), the tenant's queue is full (429) or
@@ -281,7 +293,10 @@ class Loaded:
         self.waiting += 1
         try:
             await self._fetch()
-            return await self.pool.run(self.tenant, self.model.score, request, self.memory)
+            seconds = self.model.expected(request)
+            return await self.pool.run(
+                self.tenant, self.model.score, request, self.memory, seconds=seconds
+            )
         finally:
             self.waiting -= 1
 
@@ -318,6 +333,11 @@ class Loaded:
         """
         scored = self.model.score(envelope, self.memory, version)
         return scored.row, list(dict.fromkeys((*scored.row.flags, *scored.request.flags)))
+
+
+def _size(request: Envelope) -> int:
+    """Bytes of the history a request brings."""
+    return sum(memoryview(events).nbytes for events in request.events.values())
 
 
 def _closed(shelf: Shelf, path: Path, name: str) -> None:

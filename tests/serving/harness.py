@@ -25,8 +25,9 @@ class Service:
 
     def __init__(self, directory: Path, package: dict[str, Any] | None = None, **settings: Any):
         path = write_package(directory, **(package or {}))
-        # One thread, however many cores there are: what waits for whom is the same everywhere.
-        settings = {"threads": 1} | settings
+        # One thread, however many cores there are, and nothing on the event loop: what waits for
+        # whom is the same everywhere, and a package may wait for its test.
+        settings = {"threads": 1, "short_ms": 0.0} | settings
         self.settings = Settings(packages=(str(path),), state=str(directory), **settings)
         self.runtime = open_runtime(self.settings, Package.load, "0")
         self.database = self.runtime.database
