@@ -99,7 +99,7 @@ class Settings(strict.Strict):
     idempotency_hours: Annotated[float, Meta(gt=0, le=8760)] = 24.0
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
-    short_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    short_ms: Annotated[float, Meta(ge=0, le=1000)] = 8.0
     queue: Annotated[int, Meta(ge=1, le=100_000)] = 64
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     drain_seconds: Annotated[float, Meta(ge=0, le=600)] = 0.0

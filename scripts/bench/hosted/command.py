@@ -50,6 +50,8 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=300)
     parser.add_argument("--requests", type=int, default=100_000, help="of `isolation`")
     parser.add_argument("--peer", type=Path, help="another library's graph, of `peer`")
+    parser.add_argument("--precision", choices=("float32", "int8"), default="float32",
+                        help="of the packages' graphs")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="run sections that are there, too")
     parser.add_argument("--output", type=Path, help="write the table of all results to this file")
     given = parser.parse_args()
@@ -67,9 +69,10 @@ def main() -> int:
             given.channels,
             given.requests,
             given.peer,
+            given.precision,
         )
         for name in chosen:
-            if given.again or not any(_is(row, name, given.size) for row in read(results)):
+            if given.again or not any(_is(row, name, world.called) for row in read(results)):
                 _run(name, sections[name], world, results)
         rows = read(results)
         if given.output:
@@ -90,11 +93,13 @@ def _run(name: str, section: Callable[[World, Figure], None], world: World, resu
         print(json.dumps(row), flush=True)
         load = os.getloadavg()[0]
         at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        rows.append({"section": name, "size": world.size, **row, "load": round(load, 1), "at": at})
+        rows.append(
+            {"section": name, "size": world.called, **row, "load": round(load, 1), "at": at}
+        )
 
     section(world, figure)
     print(f"-- {name}: {time.perf_counter() - begin:.0f} s", flush=True)
-    kept = [row for row in read(results) if not _is(row, name, world.size)]
+    kept = [row for row in read(results) if not _is(row, name, world.called)]
     text = "".join(json.dumps(row) + "\n" for row in [*kept, *rows])
     fresh = results.with_suffix(".part")
     fresh.write_text(text, encoding="utf-8")

@@ -28,6 +28,7 @@ class World:
         channels: of one worker.
         requests: of the isolation section.
         peer: another library's graph, see `peer`.
+        precision: of the packages' graphs, float32 or int8.
     """
 
     work: Path
@@ -37,6 +38,12 @@ class World:
     channels: int
     requests: int
     peer: Path | None = None
+    precision: str = "float32"
+
+    @property
+    def called(self) -> str:
+        """Size and precision of what is measured."""
+        return self.size if self.precision == "float32" else f"{self.size} {self.precision}"
 
     def package(self, recipe: str = "probe") -> Path:
         """A package of the recipe, made at the first call: minutes for larger backbones."""
@@ -44,7 +51,8 @@ class World:
         from serving.cli import cli
 
         folder = self.work / self.size
-        made = folder / recipe / "package"
+        into = folder / (recipe if self.precision == "float32" else f"{recipe}-{self.precision}")
+        made = into / "package"
         if (made / "manifest.json").exists():
             return made
         store, backbone = str(folder / "store"), str(folder / "backbone")
@@ -60,7 +68,8 @@ class World:
                 ["pretrain", "--config", config, "--store", store, "-o", backbone, *fitted],
             ]
         given = ["--backbone", backbone, "--samples", samples, "--recipes", recipe]
-        lines.append(["adapt", *given, "--store", store, "-o", str(folder / recipe)])
+        given += ["--precision", self.precision]
+        lines.append(["adapt", *given, "--store", store, "-o", str(into)])
         for line in lines:
             cli.main([*line, "--quiet"])
         return made

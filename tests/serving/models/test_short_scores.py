@@ -170,9 +170,7 @@ def test_what_is_expected_lies_between_what_was_seen(
     for size, reasons, seconds in seen:
         pace.note(size, reasons, seconds)
     for size, reasons, _ in seen:
-        alike = [
-            s for n, r, s in seen if (n.bit_length(), r) == (size.bit_length(), reasons)
-        ]
+        alike = [s for n, r, s in seen if (n.bit_length(), r) == (size.bit_length(), reasons)]
         assert min(alike) - 1e-9 <= pace.expected(size, reasons) <= max(alike) + 1e-9
     assert pace.expected(1 << 30, False) == float("inf")
 
