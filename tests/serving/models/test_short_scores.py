@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_the_loop_comes_to_everything_else_between_two_scores() -> None:
         seen.append("score")
 
     asyncio.run(crowd())
-    pairs = list(zip(seen, seen[1:], strict=False))
+    pairs = list(itertools.pairwise(seen))
     assert seen.count("score") == 6 and ("score", "score") not in pairs, seen
     pool.close()
 
