@@ -8,6 +8,9 @@ All workers share one listening socket, which the supervisor keeps open until th
 gone. What came in between would be reset at the end. So, where the whole service stops (the file
 that RISKFM_STOPPING names is there), the socket is made to drop whoever knocks first, and what was
 let in before is still accepted. A worker that alone is told to stop leaves the socket to the rest.
+
+The server's stop resets connections whose request it has not read yet. So a worker accepts no more
+itself first, and gives those that it accepted last a moment to ask.
 """
 
 from __future__ import annotations
@@ -27,16 +30,30 @@ from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Server
 
 from serving.messages import CODES, ErrorAnswer, ErrorBody
 
 MARKER = "RISKFM_STOPPING"
 READY = ("/v1/health/ready", "/readyz")
-# Long enough for every worker's loop to accept what was let in.
+# Long enough for a handshake that has begun.
 SETTLE_SECONDS = 0.25
+# Longest that a stop waits for who was let in to be accepted, and then to ask.
+LAST_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SO_ATTACH_FILTER = 26
-_RETURN = 0x06
+# Of a listening socket this field of `struct tcp_info` counts who waits to be accepted.
+_TCPI_UNACKED = 24
+# A classic packet filter, which sees the TCP header: where SYN is set and ACK is not, somebody
+# knocks. The last word of a handshake that has begun passes.
+_ONLY_OLD = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x54, 0, 0, 0x12),  # of it, SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # take it whole
+)
 log = logging.getLogger("riskfm.serving")
 
 
@@ -49,6 +66,7 @@ class Draining:
 
     def __init__(self) -> None:
         self.active = False
+        self._ending: asyncio.Task[None] | None = None
 
     @contextmanager
     def not_yet(self) -> Iterator[None]:
@@ -88,13 +106,19 @@ class Draining:
             log.info("stopping: not ready any more, answering for %g s", seconds)
             if begin is not None:
                 begin()
-            loop.call_later(seconds, settle, number)
+            self._ending = loop.create_task(end(number))
 
-        def settle(number: int) -> None:
+        async def end(number: int) -> None:
+            await asyncio.sleep(seconds)
             if _service_stops() and drop_newcomers():
-                loop.call_later(SETTLE_SECONDS, go, number)
-            else:
-                go(number)
+                await asyncio.sleep(SETTLE_SECONDS)
+                await _until(lambda: not _waiting())
+            server = getattr(before[signal.Signals(number)], "__self__", None)
+            if isinstance(server, Server):
+                for each in server.servers:
+                    each.close()
+                await _until(lambda: not _silent(server))
+            go(number)
 
         def go(number: int) -> None:
             handler = before[signal.Signals(number)]
@@ -106,17 +130,18 @@ class Draining:
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Let an application answer; while stopping, readiness is refused here."""
-        if not self.active or scope["type"] != "http":
+        if scope["type"] != "http":
             await app(scope, receive, send)
             return
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            # A request may have come before the signal.
+            if self.active and message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 message = {**message, "headers": [*headers, (b"connection", b"close")]}
             await send(message)
 
-        if scope["path"] in READY:
+        if self.active and scope["path"] in READY:
             await _refuse(closing)
         else:
             await app(scope, receive, closing)
@@ -134,14 +159,38 @@ def _service_stops() -> bool:
     return bool(marker) and Path(marker).exists()
 
 
+async def _until(true: Callable[[], bool]) -> None:
+    """Wait until something is true, LAST_SECONDS at most."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LAST_SECONDS
+    while not true() and loop.time() < deadline:
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _waiting() -> bool:
+    """Whether a connection is made that no worker has accepted yet."""
+    counts: list[int] = []
+    for listener in _listeners():
+        with listener:
+            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)
+            counts += struct.unpack_from("I", info, _TCPI_UNACKED)
+    return any(counts)
+
+
+def _silent(server: Server) -> bool:
+    """Whether there is a connection of which no request was read."""
+    return any(getattr(each, "cycle", each) is None for each in server.server_state.connections)
+
+
 def drop_newcomers() -> bool:
-    """Make this process's listening sockets drop packets; what waits there can be accepted still.
+    """Make this process's listening sockets take no connection; who waits there is accepted still.
 
     Returns:
         whether there was one and the kernel (Linux) did it.
     """
-    program = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN, 0, 0, 0))
-    filter_ = struct.pack("HP", 1, ctypes.addressof(program))
+    words = b"".join(struct.pack("HBBI", *word) for word in _ONLY_OLD)
+    program = ctypes.create_string_buffer(words)
+    filter_ = struct.pack("HP", len(_ONLY_OLD), ctypes.addressof(program))
     done = False
     for listener in _listeners():
         with listener:

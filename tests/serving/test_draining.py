@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from serving.draining import MARKER, Draining, _listeners
 from serving.launch import MARKED, _stop, _workers
@@ -19,6 +22,36 @@ import subprocess, sys, time
 deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
 worker = subprocess.Popen([sys.executable, "-c", deaf + "time.sleep(60)"], start_new_session=True)
 time.sleep(60)
+"""
+
+# A server whose answer to /slow takes half a second.
+SERVER = """
+import asyncio, uvicorn
+from serving.draining import Draining
+draining = Draining()
+async def answer(scope, receive, send):
+    if scope["path"] == "/slow":
+        print("asked", flush=True)
+        await asyncio.sleep(0.5)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+    else:
+        await draining.serve(answer, scope, receive, send)
+async def main():
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    serving = asyncio.ensure_future(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    draining.watch(0.6)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+asyncio.run(main())
 """
 
 
@@ -80,3 +113,58 @@ def test_afterwards_the_signals_are_the_servers_again() -> None:
     with Draining().not_yet():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_was_let_in_is_accepted_and_newcomers_are_not() -> None:
+    """In a process of its own: it concerns every socket that listens there."""
+    program = """
+import socket
+from serving.draining import _waiting, drop_newcomers
+with socket.create_server(("127.0.0.1", 0)) as listening:
+    early = socket.create_connection(listening.getsockname())
+    assert _waiting()
+    assert drop_newcomers()
+    early.sendall(b"early")
+    try:
+        socket.create_connection(listening.getsockname(), timeout=0.3)
+        raise SystemExit("it was let in")
+    except TimeoutError:
+        pass
+    accepted, _ = listening.accept()
+    assert not _waiting()
+    assert accepted.recv(5) == b"early"
+    accepted.sendall(b"late")
+    assert early.recv(4) == b"late"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_who_was_let_in_last_may_still_ask() -> None:
+    """A connection that has asked nothing when the stop comes, and one that asked before it."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = int(process.stdout.readline())
+    with (
+        socket.create_connection(("127.0.0.1", port)) as silent,
+        socket.create_connection(("127.0.0.1", port)) as kept,
+    ):
+        kept.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert process.stdout.readline() == "asked\n"
+        began = time.monotonic()
+        process.terminate()
+        # Its request came before the signal, its answer after: it is told to go elsewhere.
+        assert b"connection: close" in _all(kept)
+        time.sleep(max(0.0, began + 1.0 - time.monotonic()))
+        with pytest.raises(ConnectionError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        silent.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"200 OK" in _all(silent)
+    assert process.wait(60) in (0, -signal.SIGTERM)
+    process.stdout.close()
+
+
+def _all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes the connection."""
+    connection.settimeout(20)
+    return b"".join(iter(lambda: connection.recv(4096), b""))
