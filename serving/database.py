@@ -66,6 +66,11 @@ class Database:
             for schema in schemas:
                 schema.create_all(connection)
 
+    @property
+    def near(self) -> bool:
+        """Whether it is a file here, whose readers wait for nobody, and no other machine."""
+        return self.engine.dialect.name == "sqlite"
+
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """All or nothing, and alone: changes of other processes wait until this one is done."""

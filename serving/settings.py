@@ -51,8 +51,8 @@ class Settings(strict.Strict):
         workers: processes answering requests.
         threads: scoring threads of a process, whatever the number of packages; 0: the cores this
             process may use, divided by `workers`.
-        short_ms: a score of a history in the request that is expected to take this many
-            milliseconds at most runs on the event loop, without the way to a thread; 0: none.
+        short_ms: a score that is expected to take this many milliseconds at most, and to wait for
+            no other machine, runs on the event loop, without the way to a thread; 0: none.
         queue: requests of a tenant, waiting or being scored, before new ones get 429.
         timeout_seconds: longest time a request may take before it gets 503.
         drain_seconds: how long a service told to stop still answers, not ready any more.

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +69,10 @@ class Memory(Protocol):
         """A request with the stored events it asks for."""
         ...
 
+    def at_hand(self, request: Envelope, package: Package) -> int | None:
+        """Bytes in memory of what a score reads beside the request; None where that may wait."""
+        ...
+
     def follow(self, request: Envelope, package: Package) -> Follow | None:
         """What the package runs in place of its whole graph; None for the graph."""
         ...
@@ -104,7 +109,8 @@ class Model:
         self.digest = str(self.manifest["digest"])
         self.schema = package.schema
         self.reader = reader(package)
-        self._pace = Pace()
+        # What a byte of history costs differs by where it comes from.
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
         weakref.finalize(self, _closed, shelf, path, self.id).atexit = False
 
     @property
@@ -144,8 +150,9 @@ class Model:
             InternalError: the package gave something that is no score.
         """
         own = time.thread_time()
-        given = self._given(request, time.time_ns() // 1000, memory, version)
         package = self.package
+        size = _size(request, memory, package)
+        given = self._given(request, time.time_ns() // 1000, memory, version)
         begin = time.perf_counter()
         follow = None if memory is None else memory.follow(request, package)
         more: dict[str, Any] = {} if follow is None else {"follow": follow}
@@ -154,15 +161,18 @@ class Model:
         if len(rows) != 1:
             raise InternalError(f"package '{self.id}' gave {len(rows)} scores for one row")
         check_row(rows[0], self.id)
-        self._pace.note(_size(request), request.reasons, time.thread_time() - own)
+        if size is not None:
+            pace = self._paces[request.history]
+            pace.note(size, request.reasons, time.thread_time() - own)
         return Scored(rows[0], given, seconds)
 
-    def expected(self, request: Envelope) -> float:
+    def expected(self, request: Envelope, memory: Memory | None = None) -> float:
         """Seconds a score is expected to take in its thread; infinite where nobody can tell."""
-        # A database may keep its reader waiting for as long as it likes.
-        if request.history != "inline" or not self.at_hand:
+        package = self._seen()
+        size = None if package is None else _size(request, memory, package)
+        if size is None:
             return math.inf
-        return self._pace.expected(_size(request), request.reasons)
+        return self._paces[request.history].expected(size, request.reasons)
 
     def score_many(
         self, requests: Sequence[Envelope], memory: Memory | None = None
@@ -293,7 +303,7 @@ class Loaded:
         self.waiting += 1
         try:
             await self._fetch()
-            seconds = self.model.expected(request)
+            seconds = self.model.expected(request, self.memory)
             return await self.pool.run(
                 self.tenant, self.model.score, request, self.memory, seconds=seconds
             )
@@ -335,9 +345,13 @@ class Loaded:
         return scored.row, list(dict.fromkeys((*scored.row.flags, *scored.request.flags)))
 
 
-def _size(request: Envelope) -> int:
-    """Bytes of the history a request brings."""
-    return sum(memoryview(events).nbytes for events in request.events.values())
+def _size(request: Envelope, memory: Memory | None, package: Package) -> int | None:
+    """Bytes of the history a score reads; None where they are not all at hand."""
+    given = sum(memoryview(events).nbytes for events in request.events.values())
+    if memory is None:
+        return given if request.history == "inline" else None
+    kept = memory.at_hand(request, package)
+    return None if kept is None else given + kept
 
 
 def _closed(shelf: Shelf, path: Path, name: str) -> None:

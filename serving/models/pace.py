@@ -1,4 +1,4 @@
-"""How long the scores of a package take, by how much history they bring."""
+"""How long the scores of a package take, by how much history they read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Pace:
         """A score took this long in its thread.
 
         Args:
-            size: bytes of the history it brought.
+            size: bytes of the history it read.
             reasons: whether it was asked for reasons.
         """
         key = (size.bit_length(), reasons)

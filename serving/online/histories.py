@@ -99,6 +99,20 @@ class Histories:
             stored = stored.until(version)
         return joined_input(given, stored, request.history, self.bounds.of(tenant, channel))
 
+    def at_hand(self, tenant: str, request: Envelope, package: Frozen) -> int | None:
+        """Bytes in memory of what a score reads beside what the request brings.
+
+        Returns:
+            None where it would have to wait for another machine, or where much is to be made
+            first: the history decoded, its state encoded.
+        """
+        if request.history == "inline":
+            return 0
+        entity = self._hasher.hash(tenant, request.entity_id)
+        if self.states is not None and not self.states.at_hand(package, tenant, entity):
+            return None
+        return self.store.at_hand(tenant, entity)
+
     def follow(self, tenant: str, request: Envelope, package: Frozen) -> Follow | None:
         """What the package runs in place of its whole graph, from a kept state.
 
@@ -164,6 +178,10 @@ class Memory:
     ) -> ScoringInput:
         """See `Histories.read`."""
         return self.histories.read(self.tenant, self.channel, reader, request, now_us, version)
+
+    def at_hand(self, request: Envelope, package: Frozen) -> int | None:
+        """See `Histories.at_hand`."""
+        return self.histories.at_hand(self.tenant, request, package)
 
     def follow(self, request: Envelope, package: Frozen) -> Follow | None:
         """See `Histories.follow`."""

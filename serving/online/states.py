@@ -60,6 +60,11 @@ class EntityStates:
 
         return Following(encoder, [self._kept((tenant, entity, encoder.backbone))])
 
+    def at_hand(self, package: Frozen, tenant: str, entity: str) -> bool:
+        """Whether a score by stored history makes no state anew, as far as is known before."""
+        encoder = package.encoder
+        return encoder is None or self.cache.get((tenant, entity, encoder.backbone)) is not None
+
     def follow_many(
         self, package: Frozen, tenant: str, entities: Sequence[str]
     ) -> tuple[list[int], Follow | None]:

@@ -184,7 +184,7 @@ def test_one_slow_score_does_not_count_for_ever() -> None:
     assert pace.expected(100, False) < 0.005
 
 
-def test_what_reads_a_database_or_a_disk_is_never_short(tmp_path: Path) -> None:
+def test_what_is_not_in_memory_is_never_short(tmp_path: Path) -> None:
     path = write_package(tmp_path)
 
     def load(path: Path, **more: object) -> Package:
@@ -211,6 +211,42 @@ def test_what_reads_a_database_or_a_disk_is_never_short(tmp_path: Path) -> None:
     shelf.drop(path)
     assert model.expected(request) == float("inf")
     pool.close()
+
+
+def test_a_stored_history_in_memory_is_scored_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read and timed by threads first; and always there where a database is another machine's."""
+    threads: list[str] = []
+    plain = Model.score
+
+    def noted(*args: Any) -> Any:
+        threads.append(here())
+        return plain(*args)
+
+    monkeypatch.setattr(Model, "score", noted)
+    service = Service(tmp_path, short_ms=1000.0)
+    whole = request_of(5)
+    asked = {k: v for k, v in whole.items() if k != "events"} | {"history": "stored"}
+
+    def found() -> list[float]:
+        threads.clear()
+        return [service.score(asked).json()["score"] for _ in range(4)]
+
+    body = {"entity_id": whole["entity_id"], "events": whole["events"]}
+    assert service.call("POST", "/v1/events", body).status_code == 200
+    scores = found()
+    assert threads == ["score-0", "score-0", here(), here()]
+    # Another event: what is held of the customer is behind, by a block.
+    body["events"] = {"statement": request_of(6, 1)["events"]["statement"][5:]}
+    assert service.call("POST", "/v1/events", body).status_code == 200
+    scores += found()
+    assert threads == [here()] * 4
+    assert len(set(scores[:4])) == len(set(scores[4:])) == 1 and scores[0] != scores[4]
+    monkeypatch.setattr(type(service.database), "near", False)
+    assert found() == scores[4:]
+    assert threads == ["score-0"] * 4
+    service.close()
 
 
 def test_the_service_answers_alike_on_the_loop_and_on_a_thread(tmp_path: Path) -> None:

@@ -76,6 +76,30 @@ def scored(world: World, entity: str, hour: int, package: Package) -> None:
         assert kept.forecasts[name] == pytest.approx(value, abs=TOLERANCE)
 
 
+def test_at_hand_is_what_needs_neither_reading_nor_encoding(world: World) -> None:
+    entity, package = f"hand{next(CUSTOMERS)}", world.packages[0]
+    memory = world.histories.of("acme", "cards")
+    request = Envelope(entity_id=entity, as_of="2020-06-01T00:00:00Z", history="stored")
+    inline = Envelope(entity_id=entity, as_of="2020-06-01T00:00:00Z")
+
+    def hand() -> int | None:
+        return memory.at_hand(request, package)
+
+    assert hand() is None and memory.at_hand(inline, package) == 0
+    store(world, entity, [(hour, 0, "food", hour) for hour in range(5)])
+    memory.read(world.reader, request, 1_700_000_000_000_000)
+    assert hand() is None  # decoded, but there is no state
+    scored(world, entity, 100, package)
+    before = hand()
+    assert before is not None and before > 0
+    store(world, entity, [(200, 0, None, 3)])
+    assert hand() == before
+    scored(world, entity, 300, package)
+    assert (hand() or 0) > before
+    world.histories.erase("acme", world.small.hasher.hash("acme", entity))
+    assert hand() is None
+
+
 def store(world: World, entity: str, rows: list[tuple[int, int, str | None, int]]) -> None:
     events: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
