@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from foundation.errors import ConfigError
 
@@ -33,13 +33,19 @@ class Database:
     Args:
         url: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.
         schemas: tables to make at once; others follow with `make`.
+        keep: connections that stay open from one transaction to the next until `close`, for a
+            process that runs for long; 0: each transaction opens its own.
     Raises:
         ConfigError: a URL nobody can open.
     """
 
-    def __init__(self, url: str, *schemas: sa.MetaData) -> None:
+    def __init__(self, url: str, *schemas: sa.MetaData, keep: int = 0) -> None:
+        # Nobody waits for one that is kept. Each is tried before it is used again: the other
+        # machine may have started anew.
+        kept = {"pool_size": keep, "max_overflow": -1, "pool_pre_ping": True}
+        pool = {"poolclass": QueuePool} | kept if keep else {"poolclass": NullPool}
         try:
-            self.engine = sa.create_engine(url, poolclass=NullPool)
+            self.engine = sa.create_engine(url, **pool)
         except ModuleNotFoundError as exc:
             raise ConfigError(
                 f"database URL '{shown_url(url)}' needs {exc.name}: pip install 'riskfm[postgres]'"
@@ -59,6 +65,10 @@ class Database:
             raise ConfigError(
                 f"database '{shown_url(url)}' cannot be opened: {str(exc.orig).strip()}"
             ) from None
+
+    def close(self) -> None:
+        """Close the connections that are kept; it can be used again."""
+        self.engine.dispose()
 
     def make(self, *schemas: sa.MetaData) -> None:
         """Make tables that are missing; safe beside other processes doing the same."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Between looks for what other processes erased.
 ERASED_SECONDS = 1.0
+# Connections to the database that stay open; more are opened while they are needed.
+_KEPT = 4
 log = logging.getLogger("riskfm.serving")
 
 
@@ -100,7 +102,8 @@ def open_runtime(
         found = open_secrets(settings.master_key_path, settings.environment)
         hasher = EntityHasher(found, settings.entity_hash)
         vault = Vault(found, settings.cipher)
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, keep=_KEPT)
+        opened.callback(database.close)
         node = node_name(settings.audit_path)
         front = Front(
             database,
