@@ -55,7 +55,7 @@ class Database:
                 f"database URL '{shown_url(url)}': {exc}; write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/NAME"
             ) from None
-        if self.engine.dialect.name == "sqlite":
+        if self.near:
             _make_folder(self.engine.url.database)
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)

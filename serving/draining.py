@@ -26,13 +26,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn import Server
 
 from serving.messages import CODES, ErrorAnswer, ErrorBody
+
+if TYPE_CHECKING:
+    from uvicorn import Server
 
 MARKER = "RISKFM_STOPPING"
 READY = ("/v1/health/ready", "/readyz")
@@ -110,14 +112,11 @@ class Draining:
 
         async def end(number: int) -> None:
             await asyncio.sleep(seconds)
-            if _service_stops() and drop_newcomers():
-                await asyncio.sleep(SETTLE_SECONDS)
-                await _until(lambda: not _waiting())
-            server = getattr(before[signal.Signals(number)], "__self__", None)
-            if isinstance(server, Server):
-                for each in server.servers:
-                    each.close()
-                await _until(lambda: not _silent(server))
+            try:
+                await _hear_the_last(before[signal.Signals(number)])
+            except Exception as exc:
+                # Who was told to stop stops all the same.
+                log.error("stopping without hearing the last: %s", type(exc).__name__)
             go(number)
 
         def go(number: int) -> None:
@@ -157,6 +156,24 @@ async def _refuse(send: Callable[[Message], Any]) -> None:
 def _service_stops() -> bool:
     marker = os.environ.get(MARKER, "")
     return bool(marker) and Path(marker).exists()
+
+
+async def _hear_the_last(handler: object) -> None:
+    """Let nobody in any more; accept and read whoever was let in before.
+
+    Args:
+        handler: of the signal, as the server set it: one of its methods.
+    """
+    from uvicorn import Server
+
+    if _service_stops() and drop_newcomers():
+        await asyncio.sleep(SETTLE_SECONDS)
+        await _until(lambda: not _waiting())
+    server = getattr(handler, "__self__", None)
+    if isinstance(server, Server):
+        for each in server.servers:
+            each.close()
+        await _until(lambda: not _silent(server))
 
 
 async def _until(true: Callable[[], bool]) -> None:

@@ -137,22 +137,26 @@ class Model:
         return self._seen() is not None
 
     def score(
-        self, request: Envelope, memory: Memory | None = None, version: int | None = None
+        self,
+        request: Envelope,
+        memory: Memory | None = None,
+        version: int | None = None,
+        size: int | None = None,
     ) -> Scored:
         """Score one request in the calling thread.
 
         Args:
             memory: what is stored of the customers; None where nothing is.
             version: of the stored history to score by; None for the latest.
+            size: what `size` said before; None teaches nothing about the next score like this.
         Raises:
             ApiError: the request is at fault (422, 413), its stored history is too old or missing
                 (409), or the package is lost (503).
             InternalError: the package gave something that is no score.
         """
         own = time.thread_time()
-        package = self.package
-        size = _size(request, memory, package)
         given = self._given(request, time.time_ns() // 1000, memory, version)
+        package = self.package
         begin = time.perf_counter()
         follow = None if memory is None else memory.follow(request, package)
         more: dict[str, Any] = {} if follow is None else {"follow": follow}
@@ -166,10 +170,19 @@ class Model:
             pace.note(size, request.reasons, time.thread_time() - own)
         return Scored(rows[0], given, seconds)
 
-    def expected(self, request: Envelope, memory: Memory | None = None) -> float:
-        """Seconds a score is expected to take in its thread; infinite where nobody can tell."""
+    def size(self, request: Envelope, memory: Memory | None = None) -> int | None:
+        """Bytes of the history a score reads; None where they, or the package, are not at hand."""
         package = self._seen()
-        size = None if package is None else _size(request, memory, package)
+        if package is None:
+            return None
+        given = sum(memoryview(events).nbytes for events in request.events.values())
+        if memory is None:
+            return given if request.history == "inline" else None
+        kept = memory.at_hand(request, package)
+        return None if kept is None else given + kept
+
+    def expected(self, request: Envelope, size: int | None) -> float:
+        """Seconds a score is expected to take in its thread; infinite where nobody can tell."""
         if size is None:
             return math.inf
         return self._paces[request.history].expected(size, request.reasons)
@@ -303,9 +316,10 @@ class Loaded:
         self.waiting += 1
         try:
             await self._fetch()
-            seconds = self.model.expected(request, self.memory)
+            size = self.model.size(request, self.memory)
+            seconds = self.model.expected(request, size)
             return await self.pool.run(
-                self.tenant, self.model.score, request, self.memory, seconds=seconds
+                self.tenant, self.model.score, request, self.memory, None, size, seconds=seconds
             )
         finally:
             self.waiting -= 1
@@ -343,15 +357,6 @@ class Loaded:
         """
         scored = self.model.score(envelope, self.memory, version)
         return scored.row, list(dict.fromkeys((*scored.row.flags, *scored.request.flags)))
-
-
-def _size(request: Envelope, memory: Memory | None, package: Package) -> int | None:
-    """Bytes of the history a score reads; None where they are not all at hand."""
-    given = sum(memoryview(events).nbytes for events in request.events.values())
-    if memory is None:
-        return given if request.history == "inline" else None
-    kept = memory.at_hand(request, package)
-    return None if kept is None else given + kept
 
 
 def _closed(shelf: Shelf, path: Path, name: str) -> None:

@@ -194,7 +194,11 @@ def test_what_is_not_in_memory_is_never_short(tmp_path: Path) -> None:
     model = Model(path, shelf, lambda package: RequestReader(package.schema))
     loaded = Loaded(model, pool, "acme", "cards")
     request = msgspec.json.decode(msgspec.json.encode(request_of(3)), type=Envelope)
-    assert model.expected(request) == float("inf")
+
+    def expected(request: Envelope) -> float:
+        return model.expected(request, model.size(request))
+
+    assert expected(request) == float("inf")
     threads: list[str] = []
     plain = Model.score
 
@@ -205,11 +209,11 @@ def test_what_is_not_in_memory_is_never_short(tmp_path: Path) -> None:
     model.score = lambda *args: noted(model, *args)  # type: ignore[method-assign]
     found = [asyncio.run(loaded.score(request)).row.score for _ in range(3)]
     assert threads == ["score-0", here(), here()] and len(set(found)) == 1
-    assert 0 < model.expected(request) < 1
+    assert 0 < expected(request) < 1
     stored = msgspec.structs.replace(request, history="stored", events={})
-    assert model.expected(stored) == float("inf")
+    assert expected(stored) == float("inf")
     shelf.drop(path)
-    assert model.expected(request) == float("inf")
+    assert expected(request) == float("inf")
     pool.close()
 
 
