@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -28,6 +28,9 @@ from foundation.history import Cut, ProfileHistory, Timeline, cut
 from foundation.row_table import RowTable
 from foundation.schema import Schema
 from foundation.tokenizer import EncodedEvents, EncodedQueries, Tokenizer
+
+if TYPE_CHECKING:
+    from foundation.backbone import RiskBackbone
 
 POOLINGS = ("query", "mean", "last")
 # How the backbone's graphs multiply, see `finetune.quantized`.
@@ -311,6 +314,14 @@ def _column(column: AggregateColumn) -> Column:
         group=column.group,
         title=column.title,
     )
+
+
+def state_readout(model: RiskBackbone | None) -> dict[str, float]:
+    """State column -> weight in the mean log-odds that pretraining taught the state to say."""
+    if model is None or model.readout is None:
+        return {}
+    weights = model.readout.weight.detach().double().mean(dim=0)
+    return {f"state.{POOLINGS[0]}.{i}": float(w) for i, w in enumerate(weights)}
 
 
 def _embedding_columns(width: int) -> list[Column]:

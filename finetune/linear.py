@@ -325,15 +325,37 @@ def held_out_logits(
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """Regularised linear head on the backbone's frozen state."""
+    """Regularised linear head on the backbone's frozen state.
+
+    Attributes:
+        readout: state column -> its weight in the mean of the forecasts that pretraining taught the
+            state to say (`RiskBackbone.readout`); empty where it taught none.
+    """
 
     name: str = "probe"
     needs: frozenset[str] = frozenset({"embedding"})
     reads: frozenset[str] = frozenset({"embedding"})
     slow: bool = False
+    readout: Mapping[str, float] = field(default_factory=dict)
 
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedLinear:
-        """See `fit_linear`."""
-        return fit_linear(self.name, table.block("embedding"), y, weight, groups, seed)
+        """Calibrate the readout and correct it by a regression on the state; see `fit_linear`.
+
+        Raises:
+            SampleError: one class only; without a readout also where no column varies.
+        """
+        block = table.block("embedding")
+        if not self.readout:
+            return fit_linear(self.name, block, y, weight, groups, seed)
+        said = LinearHead(tuple(NumberTerm(c, w) for c, w in self.readout.items()))
+        platt = fit_platt(said.logit(block), y, weight, either_way=True)
+        base = said.scaled(platt.slope, platt.intercept)
+        inputs = Inputs.fit(block, weight)
+        folds = assign_folds(y, groups, 5, 2 if len(y) < 1000 else 1, seed)
+        z = inputs.matrix(block)
+        ridge = average_ridge(z, y, weight, folds, CAUTIOUS, offset=base.logit(block))
+        rest = inputs.head(ridge.weights, ridge.intercept)
+        detail = {"c": ridge.strength, "inputs": z.shape[1], "inner_log_loss": ridge.losses}
+        return FittedLinear(self.name, base.plus(rest), detail)

@@ -17,7 +17,7 @@ from finetune.blend import BlendRecipe
 from finetune.calibration import Platt, apply_calibration, fit_calibration
 from finetune.channels import Source
 from finetune.fairness import group_values
-from finetune.features import FLOAT32, INT8
+from finetune.features import FLOAT32, INT8, state_readout
 from finetune.ladder import LadderResult, run_ladder
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, FittedRecipe, Recipe, standard_recipes
@@ -145,7 +145,9 @@ def ladder_recipes(
 ) -> list[Recipe]:
     """The recipes to compare, in ladder order; the blend may use every other one."""
     signs = dict(directions or {})
-    *every, _ = standard_recipes(directions=signs, seeds=settings.seeds)
+    *every, _ = standard_recipes(
+        directions=signs, seeds=settings.seeds, readout=state_readout(backbone.model)
+    )
     if backbone.model is not None and settings.precision == FLOAT32:
         from finetune.finetuned import TunedRecipe
 

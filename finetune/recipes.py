@@ -152,6 +152,7 @@ def standard_recipes(
     monotone: bool = False,
     directions: Mapping[str, int] | None = None,
     seeds: int | None = None,
+    readout: Mapping[str, float] | None = None,
 ) -> list[Recipe]:
     """The recipes that need no gradient on the backbone, in ladder order.
 
@@ -161,6 +162,7 @@ def standard_recipes(
         directions: column -> 1 where more of it is worse, -1 where better; recipes that read the
             column keep to it.
         seeds: over how many trees are bagged; each recipe's own number without.
+        readout: what the recipe `probe` starts from, see `finetune.features.state_readout`.
     """
     # Imported here, as each of these modules reads the protocol above.
     from finetune.blend import BlendRecipe
@@ -177,7 +179,7 @@ def standard_recipes(
         LinearRecipe(directions=signs),
         GbdtRecipe(directions=signs, bags=seeds or BAGS),
         ForecastRecipe(monotone=monotone, directions=signs),
-        ProbeRecipe(),
+        ProbeRecipe(readout=dict(readout or {})),
         FusionRecipe(directions=signs, bags=seeds or FUSION_BAGS),
     ]
     return [*members, BlendRecipe(tuple(members))]

@@ -31,7 +31,9 @@ CANDIDATES = 60
 COARSE_BINS = 6
 LEAST_IV = 0.02
 ALIKE = 0.9
-SMOOTHING = 2.0
+# Cases at the mean bad rate added to every bin: a bin of a hundred labels holds a few bads.
+SMOOTHINGS = (2.0, 20.0)
+SMOOTHING = SMOOTHINGS[0]
 TRENDS = {0: "auto_asc_desc", 1: "ascending", -1: "descending"}
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 1, 11))
 
@@ -82,13 +84,18 @@ class Bins:
         return BinTerm(self.column, self.edges, tuple(values[:-1]), missing=values[-1])
 
 
-def woe_of(at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int) -> np.ndarray:
-    """[b] smoothed weight of evidence, positive where bads are frequent; 0 for empty bins."""
+def woe_of(
+    at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int, smoothing: float = SMOOTHING
+) -> np.ndarray:
+    """[b] weight of evidence, positive where bads are frequent; 0 for empty bins.
+
+    `smoothing` cases at the mean bad rate are added to every bin.
+    """
     bad = np.bincount(at, weights=weight * y, minlength=bins)
     every = np.bincount(at, weights=weight, minlength=bins)
     rate = bad.sum() / every.sum()
-    smooth_bad = bad + SMOOTHING * rate
-    smooth_good = every - bad + SMOOTHING * (1 - rate)
+    smooth_bad = bad + smoothing * rate
+    smooth_good = every - bad + smoothing * (1 - rate)
     return np.log(smooth_bad / smooth_good) - np.log(rate / (1 - rate))
 
 
@@ -103,15 +110,22 @@ def directed(woe: np.ndarray, direction: int) -> np.ndarray:
     return np.append(steps, woe[-1])
 
 
-def information_value(at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int) -> float:
+def information_value(
+    at: np.ndarray, y: np.ndarray, weight: np.ndarray, bins: int, smoothing: float = SMOOTHING
+) -> float:
     """IV of a binned column with the smoothed WOE."""
     bad = np.bincount(at, weights=weight * y, minlength=bins) / (weight @ y)
     good = np.bincount(at, weights=weight * (1 - y), minlength=bins) / (weight @ (1 - y))
-    return float((bad - good) @ woe_of(at, y, weight, bins))
+    return float((bad - good) @ woe_of(at, y, weight, bins, smoothing))
 
 
 def shortlist(
-    table: FeatureTable, y: np.ndarray, weight: np.ndarray, most: int = MOST_COLUMNS
+    table: FeatureTable,
+    y: np.ndarray,
+    weight: np.ndarray,
+    most: int = MOST_COLUMNS,
+    coarse_bins: int = COARSE_BINS,
+    smoothing: float = SMOOTHING,
 ) -> list[Bins]:
     """Coarsely binned columns by falling IV, without those that repeat a better one.
 
@@ -128,14 +142,14 @@ def shortlist(
             bins = Bins(column.name, column.title, groups=tuple((float(v),) for v in levels))
         else:
             edges = np.unique(
-                np.quantile(seen, np.linspace(0, 1, COARSE_BINS + 1)[1:-1], method="higher")
+                np.quantile(seen, np.linspace(0, 1, coarse_bins + 1)[1:-1], method="higher")
             )
             edges = edges[edges > seen.min()]
             bins = Bins(column.name, column.title, edges=tuple(map(float, edges)))
         at = bins.assign(x)
-        bins.iv = information_value(at, y, weight, bins.count)
+        bins.iv = information_value(at, y, weight, bins.count, smoothing)
         if bins.iv >= LEAST_IV:
-            coarse.append((bins.iv, i, bins, woe_of(at, y, weight, bins.count)[at]))
+            coarse.append((bins.iv, i, bins, woe_of(at, y, weight, bins.count, smoothing)[at]))
     coarse.sort(key=lambda c: (-c[0], c[1]))
     kept: list[Bins] = []
     traces: list[np.ndarray] = []
@@ -214,7 +228,7 @@ def _optbinning() -> Any:
 
 
 def _held_out_losses(
-    table: FeatureTable, y: np.ndarray, weight: np.ndarray, folds: np.ndarray
+    table: FeatureTable, y: np.ndarray, weight: np.ndarray, folds: np.ndarray, smoothing: float
 ) -> dict[float, float]:
     """Log-loss per strength; columns, bins and WOE are found on each fold's training side.
 
@@ -225,13 +239,14 @@ def _held_out_losses(
     once = np.zeros((1, 1), dtype=np.int64)
     for k in np.unique(folds):
         train, test = folds != k, folds == k
-        listed = shortlist(table.take(np.flatnonzero(train)), y[train], weight[train])
-        if not listed:
-            continue
-        columns = []
+        listed = shortlist(
+            table.take(np.flatnonzero(train)), y[train], weight[train], smoothing=smoothing
+        )
+        columns = [np.zeros(len(y))]
         for bins in listed:
             at = bins.assign(table.values[:, table.index(bins.column)])
-            columns.append(woe_of(at[train], y[train], weight[train], bins.count)[at])
+            woe = woe_of(at[train], y[train], weight[train], bins.count, smoothing)
+            columns.append(woe[at])
         z = np.stack(columns, axis=1)
         for strength in STRENGTHS:
             ridge = fit_ridge(z[train], y[train], weight[train], once, (strength,))
@@ -253,7 +268,7 @@ class ScorecardRecipe:
     def fit(
         self, table: FeatureTable, y: np.ndarray, weight: np.ndarray, groups: np.ndarray, seed: int
     ) -> FittedLinear:
-        """Shortlist, bin, choose the strength, fit.
+        """Choose smoothing and strength by held-out log-loss, shortlist, bin, fit.
 
         Raises:
             SampleError: one class only, or no column with an IV of at least `LEAST_IV`.
@@ -261,7 +276,13 @@ class ScorecardRecipe:
         folds = assign_folds(y, groups, 5, 1, seed)
         weight = weight / weight.mean()
         table = table.select(TABULAR)
-        listed = shortlist(table, y, weight)
+        losses = {
+            (smoothing, strength): loss
+            for smoothing in SMOOTHINGS
+            for strength, loss in _held_out_losses(table, y, weight, folds[0], smoothing).items()
+        }
+        smoothing, strength = min(losses, key=lambda choice: losses[choice])
+        listed = shortlist(table, y, weight, smoothing=smoothing)
         signs = self.directions
         binned = [
             optimal_bins(
@@ -276,11 +297,9 @@ class ScorecardRecipe:
             [b.assign(table.values[:, table.index(b.column)]) for b in bins], axis=1
         )
         for j, b in enumerate(bins):
-            woe = woe_of(assigned[:, j], y, weight, b.count)
+            woe = woe_of(assigned[:, j], y, weight, b.count, smoothing)
             b.woe = directed(woe, 0 if b.groups else signs.get(b.column, 0)).tolist()
-            b.iv = information_value(assigned[:, j], y, weight, b.count)
-        losses = _held_out_losses(table, y, weight, folds[0])
-        strength = min(losses, key=lambda c: losses[c])
+            b.iv = information_value(assigned[:, j], y, weight, b.count, smoothing)
         z = np.stack([np.asarray(b.woe)[assigned[:, j]] for j, b in enumerate(bins)], axis=1)
         signed = np.array([not b.groups and b.column in signs for b in bins])
         ridge = fit_ridge(z, y, weight, folds[:1], (strength,), signed)
@@ -288,7 +307,7 @@ class ScorecardRecipe:
             tuple(b.term(float(w)) for b, w in zip(bins, ridge.weights, strict=True)),
             ridge.intercept,
         )
-        detail = {"c": strength, "bins": _described(bins, ridge.weights)}
+        detail = {"c": strength, "smoothing": smoothing, "bins": _described(bins, ridge.weights)}
         return FittedLinear(self.name, head, detail)
 
 

@@ -57,6 +57,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         activity_days: horizons of the automatic targets (any event and count per source).
         gap_edges_days: inner edges of the bins of the time to the next event.
         based: targets whose forecasts are added to the boosted forecasters' log-odds.
+        distilled: targets whose boosted log-odds `readout` says from a query's state alone.
         ignored_extra: extra columns of events and queries that are read as zero, such as the month
             where the history is too short to have seen every month.
         bidirectional: events see all events before the query; one query per sequence.
@@ -101,6 +102,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         bidirectional: bool = False,
         ignored_extra: Sequence[str] = (),
         based: Sequence[str] = (),
+        distilled: Sequence[str] = (),
         tokenizer_fingerprint: str = "",
         schema_fingerprint: str = "",
         **kwargs: Any,
@@ -125,6 +127,7 @@ class RiskBackboneConfig(PreTrainedConfig):
         self.bidirectional = bidirectional
         self.ignored_extra = list(ignored_extra)
         self.based = list(based)
+        self.distilled = list(distilled)
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.schema_fingerprint = schema_fingerprint
         super().__init__(**kwargs)
@@ -173,6 +176,7 @@ class RiskBackbone(PreTrainedModel):
         )
         self.final_norm = RMSNorm(c.width)
         self.forecast_head = _forecast_head(c.width, len(c.targets))
+        self.readout = nn.Linear(c.width, len(c.distilled)) if c.distilled else None
         self._frozen: Tables | None = None
         self._numbers: tuple[list[int], list[int]] = ([], [])
         self.post_init()
@@ -208,6 +212,8 @@ class RiskBackbone(PreTrainedModel):
         elif isinstance(module, RiskBackbone):
             init.normal_(module.query_token, std=0.02)
             init.normal_(module.forecast_head.weight, std=0.02)
+            if module.readout is not None:
+                init.normal_(module.readout.weight, std=0.02)
 
     @property
     def layout(self) -> dict[str, torch.Tensor]:

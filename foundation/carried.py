@@ -17,7 +17,7 @@ from foundation.errors import ConfigError
 from foundation.schema import Schema, fingerprint
 from foundation.tokenizer import Tokenizer
 
-HEAD = "forecast_head."
+HEADS = ("forecast_head.", "readout.")
 SIZES = (
     "width",
     "layers",
@@ -43,7 +43,7 @@ def carry(
         ignored_extra: extra columns to read as zero, beside those the source never learned to read.
     """
     config = copy.deepcopy(source.config)
-    config.targets, config.based = [], []
+    config.targets, config.based, config.distilled = [], [], []
     config.ignored_extra = sorted({*config.ignored_extra, *ignored_extra})
     config.tokenizer_fingerprint = tokenizer.fingerprint
     config.schema_fingerprint = fingerprint(schema)
@@ -67,6 +67,6 @@ def start_from(model: RiskBackbone, source: RiskBackbone) -> RiskBackbone:
             )
     given = source.state_dict()
     for name, weight in model.named_parameters():
-        if not name.startswith(HEAD):
+        if not name.startswith(HEADS):
             weight.copy_(given[name])
     return model

@@ -4,6 +4,8 @@
   of its slots (dot product with the slot's code embeddings), from the state before it;
 * forecast: the declared outcomes within their horizons at the query times, BCE over matured ones;
 * activity: per source and horizon whether any event comes, and log(1 + how many);
+* distillation: the boosted forecasters' log-odds, standardised, as a linear function of the state
+  at the query times (regression on a teacher's logits, Ba and Caruana 2014);
 * masked event: some event vectors are hidden and their tokens predicted from the rest;
 * CoLES (Babaev et al. 2022): two sub-histories of one entity are alike, of two entities are not.
 
@@ -26,12 +28,14 @@ from foundation.backbone import INPUTS, BackboneOutput, RiskBackbone, RiskBackbo
 from foundation.event_encoder import Tables
 
 TOKENS = ("source", "code", "value", "extra")
+LEAST_SPREAD = 1e-3
 
 
 class ObjectiveConfig(strict.Strict):
     """Weights and settings of the objectives.
 
     Attributes:
+        distillation: has no effect without boosted forecasters to learn from.
         positions: at most so many events per step are predicted token by token, 0 for all.
         mask_share: share of events hidden by the masked-event objective.
         coles_temperature: softmax temperature of the contrastive objective.
@@ -41,6 +45,7 @@ class ObjectiveConfig(strict.Strict):
     next_event: float = 1.0
     forecast: float = 1.0
     activity: float = 0.25
+    distillation: float = 0.0
     masked_event: float = 0.0
     coles: float = 0.0
     positions: int = 0
@@ -96,6 +101,21 @@ class Objectives(nn.Module):
         self.activity_head = nn.Linear(width, self.horizons * 2 * slot_width)
         self.activity_bias = nn.Parameter(torch.zeros(self.horizons, 2))
         self.mask_token = nn.Parameter(torch.zeros(width))
+        self.taught = [sizes.targets.index(name) for name in sizes.distilled]
+        self.register_buffer("base_mean", torch.zeros(len(self.taught)))
+        self.register_buffer("base_scale", torch.ones(len(self.taught)))
+
+    def measure_base(self, base: np.ndarray) -> None:
+        """Standardise what is distilled by all cuts' log-odds, [S, T]."""
+        taught = torch.from_numpy(base[:, self.taught])
+        self.base_mean.copy_(taught.mean(0))
+        self.base_scale.copy_(taught.std(0).clamp(min=LEAST_SPREAD))
+
+    @torch.no_grad()
+    def unscale(self, readout: nn.Linear) -> None:
+        """Let the trained readout say log-odds, no longer standardised ones."""
+        readout.weight.mul_(self.base_scale[:, None])
+        readout.bias.mul_(self.base_scale).add_(self.base_mean)
 
     def forward(self, model: RiskBackbone, batch: TrainingBatch) -> dict[str, torch.Tensor]:
         """Every active loss by name, and `loss`, their weighted sum."""
@@ -108,6 +128,8 @@ class Objectives(nn.Module):
             losses["forecast"] = forecast_loss(out.forecasts + batch.base, batch.outcomes)
         if c.activity and self.horizons:
             losses["activity"] = self.activity(out, batch)
+        if c.distillation and model.readout is not None:
+            losses["distillation"] = self.distillation(model.readout, out, batch)
         if c.masked_event:
             losses["masked_event"] = self.masked_event(model, out.tables, batch)
         if c.coles:
@@ -199,6 +221,13 @@ class Objectives(nn.Module):
         )
         amount = (said[..., 1, :] - torch.log1p(counts)) ** 2
         return ((anything + 0.5 * amount) * seen).sum() / seen.sum().clamp(min=1)
+
+    def distillation(
+        self, readout: nn.Linear, out: BackboneOutput, batch: TrainingBatch
+    ) -> torch.Tensor:
+        """Mean squared error of the boosted forecasters' standardised log-odds."""
+        wanted = (batch.base[..., self.taught] - self.base_mean) / self.base_scale
+        return F.mse_loss(readout(out.query), wanted)
 
     def masked_event(
         self, model: RiskBackbone, tables: Tables, batch: TrainingBatch

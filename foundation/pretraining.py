@@ -59,6 +59,9 @@ SEASONS_DAYS = 395
 # What a network adds to a boosted forecast is proved on the last quarter of the cuts, which its
 # forecasts were not trained on, and on at most so many batches of held-out entities.
 LATE_SHARE, SETTLING = 0.25, 32
+# So many cuts of every entity reach up to `until`, one of them lies there, where its samples will:
+# no outcome has matured there, but what the boosted forecasters say can be distilled.
+PRESENT_CUTS = 4
 __all__ = ["PretrainConfig", "PretrainRun", "load_pretrain_config", "pretrain", "run_pretraining"]
 
 
@@ -201,6 +204,7 @@ class Prepared:
         settling: the same, with outcomes of cuts in the last part of the history alone, which
             forecasts were not trained on; empty where no forecast is added to a boosted one.
         unseen: extra columns that will leave the range they were trained in.
+        base: [S, T] float32 log-odds of every cut that forecasts are added to.
     """
 
     make: Callable[[int], TrainingBatch]
@@ -208,6 +212,7 @@ class Prepared:
     settling: list[TrainingBatch]
     steps: int
     unseen: tuple[str, ...]
+    base: np.ndarray
 
 
 def prepare(
@@ -228,6 +233,11 @@ def prepare(
     shortest = int(min(horizons) * DAY_US * (1 - SLACK))
     decisions = decision_cuts(timeline)
     entity, cut_us = draw_cuts(timeline, until_us, config.cuts, config.seed, shortest, decisions)
+    if config.objectives.distillation and margins is not None:
+        present = present_cuts(timeline, until_us, config.seed, decisions)
+        entity, cut_us = np.append(entity, present[0]), np.append(cut_us, present[1])
+        order = np.lexsort((cut_us, entity))
+        entity, cut_us = entity[order], cut_us[order]
     pool = build_pool(
         timeline,
         entity,
@@ -269,7 +279,22 @@ def prepare(
     validation = held_batches(pool, config.validation_batches)
     settling = [] if late is None else held_batches(late, SETTLING)
     unseen = unseen_extra(timeline, until_us, entity, cut_us)
-    return Prepared(maker(training, learned), validation, settling, steps, unseen)
+    return Prepared(maker(training, learned), validation, settling, steps, unseen, pool.base)
+
+
+def present_cuts(
+    timeline: Timeline,
+    until_us: int,
+    seed: int,
+    decisions: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts up to `until`, whether or not an outcome can mature; the first of every entity at it.
+
+    Arguments and returns as of `draw_cuts`, but for the order of an entity's cuts.
+    """
+    entity, cut_us = draw_cuts(timeline, until_us, PRESENT_CUTS, seed + 1, 0, decisions)
+    cut_us[::PRESENT_CUTS] = until_us
+    return entity, cut_us
 
 
 def split_in_time(
@@ -324,15 +349,20 @@ def _network(
         return boosted_margins(forecasters, ground.spec, timeline, profile, entity, cut_us, targets)
 
     data = prepare(config, timeline, profile, ground.tokenizer, material.until_us, margins)
-    model = build_model(config, timeline.schema, ground.tokenizer, data.unseen)
+    based = list(forecasters.names) if forecasters else []
+    distilled = based if config.objectives.distillation else []
+    model = build_model(config, timeline.schema, ground.tokenizer, data.unseen, distilled)
     if start is not None and start.model is not None:
         start_from(model, start.model)
         say(f"start: the network of backbone {start.fingerprint}")
     steps = data.steps
-    model.config.based = list(forecasters.names) if forecasters else []
+    model.config.based = based
+    goals = Objectives(config.objectives, model.config)
+    if distilled:
+        goals.measure_base(data.base)
     module = PretrainingModule(
         model,
-        Objectives(config.objectives, model.config),
+        goals,
         config.optimizer,
         steps,
         config.seed,
@@ -357,6 +387,8 @@ def _network(
     shares = settle(model, data.settling, model.config.based)
     for name, share in shares.items():
         say(f"forecast {name}: boosted, and {share:.0%} of what the network adds")
+    if distilled:
+        goals.unscale(model.readout)
     save_weights(model, work)
     return {"parameters": count, "steps": steps, "validation": curve, "shares": shares}
 
@@ -388,7 +420,11 @@ def unseen_extra(
 
 
 def build_model(
-    config: PretrainConfig, schema: Schema, tokenizer: Tokenizer, ignored_extra: Sequence[str] = ()
+    config: PretrainConfig,
+    schema: Schema,
+    tokenizer: Tokenizer,
+    ignored_extra: Sequence[str] = (),
+    distilled: Sequence[str] = (),
 ) -> RiskBackbone:
     """A fresh network for a schema, seeded and bound to the tokenizer."""
     torch.manual_seed(config.seed)
@@ -398,6 +434,7 @@ def build_model(
             targets=target_names(schema.parsed_outcomes()),
             activity_days=activity_horizons(config, schema),
             ignored_extra=ignored_extra,
+            distilled=distilled,
             tokenizer_fingerprint=tokenizer.fingerprint,
             schema_fingerprint=fingerprint(schema),
         )

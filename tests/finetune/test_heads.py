@@ -103,7 +103,7 @@ def test_scaled_head_is_the_scaled_logit() -> None:
     np.testing.assert_allclose(scaled.apply(x), 2.5 * EVERY_TERM.apply(x) - 1.0, atol=1e-5)
 
 
-MEMBERS = standard_recipes()[:-1]
+MEMBERS = standard_recipes(readout={"e0": -0.8, "e2": 0.5})[:-1]
 BLEND = BlendRecipe(tuple(MEMBERS), {"query": 0.2, "linear": 0.5, "gbdt": 0.3})
 
 

@@ -15,8 +15,8 @@ from finetune.metrics import auc
 from finetune.query import QueryRecipe
 from finetune.recipes import LADDER_ORDER, VARIANCE_ORDER, missing_reason, standard_recipes
 from finetune.ridge import STRENGTHS, average_ridge, fit_ridge
-from finetune.scorecard import ScorecardRecipe
-from finetune.table import FeatureTable
+from finetune.scorecard import SMOOTHINGS, ScorecardRecipe, _held_out_losses
+from finetune.table import Column, FeatureTable
 from foundation.errors import SampleError
 from tests.finetune.small_tables import settings, small_table
 
@@ -27,6 +27,7 @@ PLAIN = [
     GbdtRecipe(),
     ForecastRecipe(),
     ProbeRecipe(),
+    ProbeRecipe(name="probe from a readout", readout={"e0": -0.8, "e2": 0.5}),
     FusionRecipe(),
 ]
 
@@ -238,6 +239,53 @@ def test_scorecard_bins_are_few_and_monotone() -> None:
         if bins["edges"]:
             steps = np.diff(bins["woe"][:-1])
             assert (steps >= -0.15).all() or (steps <= 0.15).all()
+
+
+def test_scorecard_smooths_more_where_bins_hold_few_bads() -> None:
+    chosen = {
+        rows: [
+            ScorecardRecipe()
+            .fit(*small_table(rows, seed=s), *settings(rows), 0)
+            .detail["smoothing"]
+            for s in range(4)
+        ]
+        for rows in (60, 2000)
+    }
+    assert set(chosen[60]) | set(chosen[2000]) <= {*SMOOTHINGS}
+    assert np.mean(chosen[60]) > np.mean(chosen[2000])
+
+
+def test_a_scorecard_without_a_column_in_a_fold_is_charged_for_the_bad_rate() -> None:
+    """Not for nothing: a smoothing that finds no column must not look free."""
+    table, y = small_table(60)
+    plain = table.select(("age", "constant"))
+    folds = np.arange(60) % 5
+    losses = _held_out_losses(plain, y, np.ones(60), folds, 1e9)
+    rate = np.array([y[folds != k].mean() for k in folds])
+    wanted = -(y * np.log(rate) + (1 - y) * np.log1p(-rate)).sum()
+    assert losses == {c: pytest.approx(wanted, rel=1e-3) for c in losses}
+
+
+def test_with_few_labels_the_probe_says_what_its_readout_says() -> None:
+    """The state was taught the risk without labels; thirty of them need not find it again."""
+    rng = np.random.default_rng(0)
+    columns = tuple(Column(f"state.query.{i}", "embedding") for i in range(40))
+    x = rng.normal(size=(2030, 40)).astype(np.float32)
+    taught = {f"state.query.{i}": 0.3 for i in range(12)}
+    y = (rng.random(2030) < 1 / (1 + np.exp(1.0 - 0.4 * x[:, :12].sum(1)))).astype(float)
+    table, few, rest = FeatureTable(columns, x), np.arange(30), np.arange(30, 2030)
+    found = {
+        name: auc(y[rest], recipe.fit(table.take(few), y[few], *settings(30), 0).logit(table)[rest])
+        for name, recipe in (("plain", ProbeRecipe()), ("taught", ProbeRecipe(readout=taught)))
+    }
+    best = auc(y[rest], x[rest, :12].sum(1))
+    assert found["taught"] > best - 0.03 > found["plain"]
+    # Where labels clearly say that what was taught points the other way, so does the probe.
+    upside_down = ProbeRecipe(readout={c: -w for c, w in taught.items()})
+    many = np.arange(400)
+    fitted = upside_down.fit(table.take(many), y[many], *settings(400), 0)
+    assert auc(y[400:], fitted.logit(table)[400:]) > best - 0.03
+    assert {t.column for t in fitted.head.terms} == set(table.names)
 
 
 def test_blend_weights_prefer_what_is_better_and_keep_gbdt() -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from foundation.carried import HEAD, carry
+from foundation.carried import HEADS, carry
 from foundation.checkpoint import Backbone, load_backbone
 from foundation.errors import ArtifactError, ConfigError, DataError, UserError
 from foundation.preparation import preparation_digest, prepare_backbone, run_preparation
@@ -56,7 +56,7 @@ def held(folder: Path) -> Path:
 
 def weights(backbone: Backbone) -> dict[str, torch.Tensor]:
     assert backbone.model is not None
-    return {n: p for n, p in backbone.model.named_parameters() if not n.startswith(HEAD)}
+    return {n: p for n, p in backbone.model.named_parameters() if not n.startswith(HEADS)}
 
 
 def test_the_network_is_carried_and_the_rest_is_the_stores_own(prepared: Path) -> None:

@@ -92,11 +92,26 @@ class StopAt(Callback):
             raise Stop
 
 
-@pytest.mark.parametrize("muon_lr", [0.0, 0.01])
+DISTILLING = msgspec.structs.replace(
+    CONFIG,
+    objectives=ObjectiveConfig(distillation=1.0),
+    boosted=True,
+    boost=BoostSettings(rounds=3, min_leaf=5, min_class=3, folds=2),
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        msgspec.structs.replace(CONFIG, optimizer=OptimizerConfig(muon_lr=0.01)),
+        DISTILLING,
+    ],
+    ids=["adamw", "muon", "distillation"],
+)
 def test_killed_and_resumed_ends_at_the_same_weights(
-    store: Path, tmp_path: Path, muon_lr: float
+    store: Path, tmp_path: Path, config: PretrainConfig
 ) -> None:
-    config = msgspec.structs.replace(CONFIG, optimizer=OptimizerConfig(muon_lr=muon_lr))
     whole = pretrain(config, store, tmp_path / "whole", UNTIL)
     with pytest.raises(Stop):
         pretrain(config, store, tmp_path / "killed", UNTIL, callbacks=[StopAt(5)])
@@ -114,11 +129,14 @@ def test_killed_and_resumed_ends_at_the_same_weights(
     assert not {"started.json", "trainer.safetensors"} & names
 
 
-def test_what_came_later_changes_no_byte(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "objectives", [CONFIG.objectives, DISTILLING.objectives], ids=["plain", "distillation"]
+)
+def test_what_came_later_changes_no_byte(
+    store: Path, tmp_path: Path, objectives: ObjectiveConfig
+) -> None:
     other = write_store(tmp_path / "b", late_change=True)
-    config = msgspec.structs.replace(
-        CONFIG, boosted=True, boost=BoostSettings(rounds=3, min_leaf=5, min_class=3, folds=2)
-    )
+    config = msgspec.structs.replace(DISTILLING, objectives=objectives)
     a = pretrain(config, store, tmp_path / "one", UNTIL)
     b = pretrain(config, other, tmp_path / "two", UNTIL)
     unlike = {"run.json", "README.md", "metrics.csv"}

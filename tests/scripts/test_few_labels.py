@@ -12,7 +12,7 @@ import pytest
 from finetune.metrics import ks
 from finetune.table import Column, FeatureTable
 from foundation.errors import UserError
-from scripts.bench.fewlabels import command, evaluation, opponents, sets, tasks
+from scripts.bench.fewlabels import command, evaluation, opponents, outputs, sets, tasks
 from scripts.bench.fewlabels.cells import ALL, Cell, code_digest, load_cell, save_cell
 from scripts.bench.fewlabels.opponents import FORECAST, PLAIN
 from scripts.bench.fewlabels.outputs import markdown
@@ -207,6 +207,19 @@ def test_gain_and_efficiency(made: evaluation.SetResults) -> None:
     assert closed is not None and 0 < closed < 1
     mean, low, high = evaluation.mean_gain([gain, gain], relative=True)
     assert low < mean < high and mean == pytest.approx(gain.value / gain.opponent_ks)
+
+
+def test_what_the_state_says_without_labels_is_compared(made: evaluation.SetResults) -> None:
+    y = made.truth(0)
+    noise = np.random.default_rng(5).normal(size=len(y))
+    made.scores["zero.boosted", ALL, 0] = y + noise
+    made.scores["zero.state", ALL, 0] = 2.0 * y + noise
+    replicates = evaluation.Bootstrap(made, replicates=200)
+    gap = replicates.zero_gap("zero.state", "zero.boosted")
+    assert gap is not None and 0 < gap[1] < gap[0] < gap[2]
+    assert replicates.zero_gap("zero.network", "zero.boosted") is None
+    table = outputs._zero({"tiny": made}, {"tiny": replicates})
+    assert f"{gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]" in table
 
 
 def test_a_folder_of_ones_own_is_a_set(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from scripts.bench.fewlabels import (
     sets,
     tasks,
 )
-from scripts.bench.fewlabels.evaluation import SetResults
+from scripts.bench.fewlabels.evaluation import SetResults, take_earlier
 from scripts.bench.fewlabels.sequence_data import write_sequences
 from scripts.bench.fewlabels.sequence_models import SequenceError, boosted, probe
 from scripts.bench.fewlabels.tasks import SEQUENCE, RunSettings, plan, run_tasks
@@ -292,3 +292,35 @@ def test_failed_fine_tuning_leaves_the_rest(settings: RunSettings, tmp_path: Pat
     assert made == {"pragmatiq", "coles_lgb"}
     reasons = sequence_models.not_run(settings, bench)
     assert list(reasons) == ["pragmatiq_tuned"] and "ImportError" in reasons["pragmatiq_tuned"]
+
+
+def test_sequence_models_of_an_earlier_run_are_shown_beside(
+    settings: RunSettings, tmp_path: Path
+) -> None:
+    bench = tasks.set_of("small", settings.data, settings.work)
+    y = bench.y[bench.tests]
+
+    def measured(learners: tuple[str, ...], seed: int) -> SetResults:
+        rng = np.random.default_rng(seed)
+        found = SetResults(bench)
+        for name in learners:
+            for k in range(2):
+                found.scores[name, 100, k] = y + rng.normal(size=len(y))
+        return found
+
+    file = tmp_path / "before.parquet"
+    measured(("lgb", "coles_lgb", "auto"), 4).figures.write_parquet(file)
+    now = measured(("lgb",), 4)
+    before = now.figures.height
+    take_earlier({"small": now}, file, SEQUENCE)
+    assert now.figures.height == before + 2
+    assert now.counted("coles_lgb", 100) == 2 and now.draws("coles_lgb", 100) == []
+    assert now.counted("auto", 100) == 0  # ours is measured now or not at all
+    assert now.best_opponent(100) == "lgb"
+    assert "coles_lgb" in outputs._learners(now)
+    assert "coles_lgb" not in outputs._not_run(settings, {"small": now})
+    with pytest.raises(UserError, match="other draws"):
+        take_earlier({"small": measured(("lgb",), 5)}, file, SEQUENCE)
+    file.write_text("no table")
+    with pytest.raises(UserError, match="not the cells of a run"):
+        take_earlier({"small": now}, file, SEQUENCE)

@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--sequence-seconds", type=float, help="their pretraining (default: as long as ours took)"
     )
+    out.add_argument(
+        "--sequence-cells",
+        type=Path,
+        metavar="PARQUET",
+        help="of an earlier run: its sequence models are shown beside, where nothing they depend "
+        "on has changed since",
+    )
     out.add_argument("--no-ceilings", action="store_true", help="leave out all-label opponents")
     out.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     return out
@@ -106,6 +113,9 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
     python, seconds = given.sequence_python, given.sequence_seconds
     if python is not None and not python.is_file():
         raise UserError(f"--sequence-python: no such file: {python}")
+    cells = given.sequence_cells
+    if cells is not None and not cells.is_file():
+        raise UserError(f"--sequence-cells: no such file: {cells}")
     if seconds is not None and not seconds > 0:
         raise UserError(f"--sequence-seconds must be positive, found {seconds:g}")
     return RunSettings(
@@ -125,6 +135,7 @@ def read_settings(given: argparse.Namespace) -> RunSettings:
         # Absolute, but not resolved: the link into an environment is what makes it one.
         sequence_python=python.absolute() if python else None,
         sequence_seconds=seconds,
+        sequence_cells=cells,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import polars as pl
 from scipy.stats import rankdata
 
 from finetune.metrics import auc, ks, psi
+from foundation.errors import UserError
 from scripts.bench.fewlabels.cells import ALL, Cell
 from scripts.bench.fewlabels.sets import BenchSet
 
@@ -27,7 +29,8 @@ BEST_OF = ("lgb", "cat", "lr", "scorecard", "avg")
 # Of other libraries: taken for the best as well where they have as many draws as those.
 EMBEDDED = ("pragmatiq", "coles_lgb")
 FORECASTS = ("forecast_lr", "avg+forecast")
-ZERO = ("zero.query", "zero.boosted", "zero.network")
+ZERO = ("zero.query", "zero.boosted", "zero.network", "zero.state")
+COLUMNS = ["set", "learner", "n", "draw", "auc", "ks", "seconds"]
 PREFIX = "riskfm."
 """Our recipes are named apart from opponents of the same kind; `auto` keeps its name."""
 
@@ -71,6 +74,7 @@ class SetResults:
 
     Attributes:
         scores: (learner, n, draw) -> [S] test scores; `pool` the same for the pool's rows.
+        earlier: figures of an earlier run, of learners that have no scores here.
         drawn: (n, draw) -> rows that taught.
         seconds: (learner, n, draw) -> seconds a cell took.
     """
@@ -78,6 +82,7 @@ class SetResults:
     bench: BenchSet
     scores: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
     pool: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+    earlier: pl.DataFrame | None = None
     drawn: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     seconds: dict[tuple[str, int, int], float] = field(default_factory=dict)
     chosen: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -135,7 +140,8 @@ class SetResults:
             )
         kinds = {"set": pl.String, "learner": pl.String, "n": pl.Int64, "draw": pl.Int64}
         floats = {"auc": pl.Float64, "ks": pl.Float64, "seconds": pl.Float64}
-        return pl.DataFrame(rows, schema={**kinds, **floats})
+        found = pl.DataFrame(rows, schema={**kinds, **floats})
+        return found if self.earlier is None else pl.concat([found, self.earlier])
 
     def truth(self, k: int) -> np.ndarray:
         """[S] labels of the test rows of a draw."""
@@ -154,6 +160,10 @@ class SetResults:
         """Standard deviation of the KS over draws."""
         found = self._column(learner, n, "ks")
         return float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+
+    def counted(self, learner: str, n: int) -> int:
+        """Draws of which there is a figure, from an earlier run too."""
+        return len(self._column(learner, n, "ks"))
 
     def _column(self, learner: str, n: int, measure: str) -> np.ndarray:
         rows = self.figures.filter((pl.col("learner") == learner) & (pl.col("n") == n))
@@ -217,6 +227,17 @@ class Bootstrap:
             gap,
             reference,
         )
+
+    def zero_gap(self, learner: str, reference: str) -> tuple[float, float, float] | None:
+        """Difference in KS of two scores made without labels, with its 95 % interval."""
+        scores, y = self.results.scores, self.results.truth(0)
+        if (learner, ALL, 0) not in scores or (reference, ALL, 0) not in scores:
+            return None
+        low, high = np.quantile(
+            self.ks(learner, ALL, 0) - self.ks(reference, ALL, 0), [0.025, 0.975]
+        )
+        value = ks(y, scores[learner, ALL, 0]) - ks(y, scores[reference, ALL, 0])
+        return float(value), float(low), float(high)
 
     def _counts_of(self, k: int) -> np.ndarray:
         at = k if len(self.results.bench.splits) > 1 else 0
@@ -360,3 +381,26 @@ def collect(
     for results in out.values():
         results.add_averages()
     return out
+
+
+def take_earlier(results: Mapping[str, SetResults], file: Path, learners: Sequence[str]) -> None:
+    """Show learners of an earlier run's Parquet beside those whose cells are here.
+
+    Raises:
+        UserError: the file has another form, or what both runs measured alike differs: those are
+            other draws or other features.
+    """
+    try:
+        frame = pl.read_parquet(file, columns=COLUMNS)
+    except (pl.exceptions.PolarsError, OSError) as exc:
+        raise UserError(f"{file}: not the cells of a run: {str(exc).splitlines()[0]}") from None
+    for name, r in results.items():
+        mine = frame.filter(pl.col("set") == name)
+        both = mine.join(r.figures, on=["set", "learner", "n", "draw"], suffix="_here")
+        fixed = both.filter(pl.col("learner").is_in(("lgb", "cat", "lr", "untuned")))
+        if fixed.filter((pl.col("auc") - pl.col("auc_here")).abs() > 1e-6).height:
+            raise UserError(f"{file}: {name} was measured on other draws or other features")
+        there = r.figures["learner"].unique().to_list()
+        new = pl.col("learner").is_in(list(learners)) & ~pl.col("learner").is_in(there)
+        r.earlier = mine.filter(new)
+        del r.figures  # made anew, with these

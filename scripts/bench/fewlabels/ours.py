@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,7 @@ from finetune import (
 )
 from finetune import table as tables
 from finetune.building import make_builder
+from finetune.features import state_readout
 from finetune.file_scoring import population_of
 from finetune.ladder import run_ladder
 from finetune.modelling import AdaptSettings, ladder_recipes
@@ -260,7 +262,8 @@ def our_cell(settings: RunSettings, bench: BenchSet, n: int, k: int, learner: st
     split = bench.split(k)
     if learner == "zero":
         table, _ = our_features(settings, bench)
-        scores = zero_scores(table.take(split.test))
+        pretrained = _backbone(backbone_folder(settings, bench))
+        scores = zero_scores(table.take(split.test), state_readout(pretrained.model))
         return Cell(scores, {}, time.process_time() - began, {})
     slow = learner == "ladder_slow"
     rows = drawn(bench, n, k, settings.rule)
@@ -320,8 +323,12 @@ def _with_histories(bench: BenchSet, pretrained: Backbone) -> FeatureTable:
     return _HISTORIES[bench.name]
 
 
-def zero_scores(table: FeatureTable) -> dict[str, np.ndarray]:
-    """Scores without any label: the recipe `query`, and the mean of either kind of forecasts."""
+def zero_scores(table: FeatureTable, readout: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Scores without any label: the recipe `query`, the mean log-odds of either kind of forecasts.
+
+    Args:
+        readout: of `state_readout`; the last score is that mean as the state alone says it.
+    """
     forecasts = table.block("forecast")
     if not forecasts.columns:
         return {}
@@ -335,4 +342,7 @@ def zero_scores(table: FeatureTable) -> dict[str, np.ndarray]:
         if picked:
             p = np.clip(forecasts.values[:, picked].astype(np.float64), 1e-4, 1 - 1e-4)
             out[f"zero.{name}"] = np.log(p / (1 - p)).mean(axis=1)
+    if readout:
+        state = table.matrix(list(readout)).astype(np.float64)
+        out["zero.state"] = state @ np.array(list(readout.values()))
     return out

@@ -24,13 +24,14 @@ from scripts.bench.fewlabels.evaluation import (
     label_efficiency,
     mean_gain,
     stability,
+    take_earlier,
 )
 from scripts.bench.fewlabels.sequence_models import not_run
 from scripts.bench.fewlabels.tasks import SEQUENCE, RunSettings, drawn, found_cells, set_of
 
 OPPONENTS = ("untuned", *BEST_OF, *SEQUENCE, *FORECASTS)
 # Arguments that belong to a machine.
-HIDDEN = ("--work", "--output", "--data", "--sequence-python")
+HIDDEN = ("--work", "--output", "--data", "--sequence-python", "--sequence-cells")
 STABLE = ("untuned", "lgb", "cat", "lr", "scorecard", "forecast_lr", "auto")
 WORDS = {
     "untuned": "LightGBM as it comes, profile and latest values",
@@ -72,7 +73,10 @@ def gathered(settings: RunSettings) -> dict[str, SetResults]:
     cells |= found_cells(settings, "sequence")
     benches = {name: set_of(name, settings.data, settings.work) for name in settings.sets}
     taught = {(name, n, k): drawn(benches[name], n, k, settings.rule) for name, n, k, _ in cells}
-    return collect(benches, cells, taught)
+    results = collect(benches, cells, taught)
+    if settings.sequence_cells is not None:
+        take_earlier(results, settings.sequence_cells, SEQUENCE)
+    return results
 
 
 def document(
@@ -88,7 +92,7 @@ def document(
         parts.append(_gains(results, bootstraps, "auto"))
     parts.append(_gains(results, bootstraps, "forecast_lr"))
     if has_ours:
-        parts += [_efficiency(results), _zero(results)]
+        parts += [_efficiency(results), _zero(results, bootstraps)]
     parts += [_learners(r) for r in results.values() if r.scores]
     parts += [_stability(r) for r in results.values() if r.pool]
     parts.append(_not_run(settings, results))
@@ -119,6 +123,13 @@ def _head(settings: RunSettings, results: dict[str, SetResults], stem: str) -> s
         "paired. `all`: the whole pool.",
         f"Every cell: `{stem}.parquet`.",
     ]
+    for r in results.values():
+        if r.earlier is not None and r.earlier.height:
+            shown = ", ".join(f"`{name}`" for name in r.earlier["learner"].unique().sort())
+            lines.append(
+                f"{shown}: of an earlier run, on the first draws of the same; in no interval."
+            )
+            break
     if made_up := [name for name, r in results.items() if r.bench.synthetic]:
         lines.insert(3, f"Synthetic, of a simulator, and in no mean: {', '.join(made_up)}.")
     return "\n\n".join(lines)
@@ -194,7 +205,7 @@ def _efficiency(results: dict[str, SetResults]) -> str:
     return f"## Label efficiency\n\n{markdown(head, rows)}"
 
 
-def _zero(results: dict[str, SetResults]) -> str:
+def _zero(results: dict[str, SetResults], bootstraps: dict[str, Bootstrap]) -> str:
     rows = []
     for name, r in results.items():
         if not any(r.draws(z, ALL) for z in ZERO):
@@ -203,7 +214,11 @@ def _zero(results: dict[str, SetResults]) -> str:
         for n in (100, 300):
             best = r.best_opponent(n)
             opponents.append("" if best is None else f"{r.mean(best, n):.3f}")
-        rows.append([name, *(_both(r, z) for z in ZERO), *opponents])
+        gaps = [
+            bootstraps[name].zero_gap(z, "zero.boosted") for z in ("zero.network", "zero.state")
+        ]
+        told = ["" if g is None else f"{g[0]:+.3f} [{g[1]:+.3f}, {g[2]:+.3f}]" for g in gaps]
+        rows.append([name, *(_both(r, z) for z in ZERO), *told, *opponents])
     if not rows:
         return ""
     head = [
@@ -211,10 +226,17 @@ def _zero(results: dict[str, SetResults]) -> str:
         "recipe query",
         "boosted, mean",
         "network, mean",
+        "state, mean",
+        "network over boosted, KS",
+        "state over boosted, KS",
         "best KS at 100",
         "best KS at 300",
     ]
-    return f"## Without any label, AUC / KS\n\n{markdown(head, rows)}"
+    words = (
+        "`network`: the network's forecasts, on top of the boosted ones; `state`: a fixed linear "
+        "map of the network's state alone, taught the boosted forecasts in pretraining."
+    )
+    return f"## Without any label, AUC / KS\n\n{words}\n\n{markdown(head, rows)}"
 
 
 def _both(r: SetResults, learner: str) -> str:
@@ -227,7 +249,7 @@ def _both(r: SetResults, learner: str) -> str:
 
 
 def _learners(r: SetResults) -> str:
-    names = [o for o in OPPONENTS if any(r.draws(o, n) for n in (*r.sizes, ALL))]
+    names = [o for o in OPPONENTS if any(r.counted(o, n) for n in (*r.sizes, ALL))]
     ours = sorted(
         {name for name, n, _ in r.scores if n != ALL and name not in OPPONENTS},
         key=lambda name: (name == "auto", name),
@@ -236,8 +258,8 @@ def _learners(r: SetResults) -> str:
     for n in [*r.sizes, ALL]:
         cells = [
             f"{r.mean(o, n, 'auc'):.3f} / {r.mean(o, n):.3f} ({r.spread(o, n):.3f})"
-            if len(r.draws(o, n)) > 1
-            else (f"{r.mean(o, n, 'auc'):.3f} / {r.mean(o, n):.3f}" if r.draws(o, n) else "")
+            if r.counted(o, n) > 1
+            else (f"{r.mean(o, n, 'auc'):.3f} / {r.mean(o, n):.3f}" if r.counted(o, n) else "")
             for o in [*names, *ours]
         ]
         if any(cells):
@@ -287,7 +309,10 @@ def _not_run(settings: RunSettings, results: dict[str, SetResults]) -> str:
     """Opponents of which there is nothing, with the reason, sets of one reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, r in results.items():
+        earlier = set() if r.earlier is None else {*r.earlier["learner"]}
         for learner, reason in not_run(settings, r.bench).items():
+            if learner in earlier:
+                continue
             found.setdefault((learner, reason), []).append(name)
     if not found:
         return ""

@@ -54,6 +54,7 @@ class RunSettings:
         ceilings: also opponents taught with every label.
         sequence_python: of the environment where other sequence models are installed.
         sequence_seconds: how long they pretrain; None for as long as our backbone did.
+        sequence_cells: Parquet of an earlier run, whose sequence models are shown beside.
     """
 
     data: Path
@@ -72,6 +73,7 @@ class RunSettings:
     seed: int = 0
     sequence_python: Path | None = None
     sequence_seconds: float | None = None
+    sequence_cells: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ _CODE: dict[str, tuple[Any, ...]] = {
     "scorecard": (
         opponents.scorecard,
         opponents._woe,
+        opponents._at_strength,
         scorecard.shortlist,
         scorecard.woe_of,
         scorecard.information_value,
@@ -47,11 +48,13 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
     "lr": (opponents.STRENGTHS, *_INPUT_SETTINGS),
     "scorecard": (
         opponents.STRENGTHS,
+        opponents.SCORECARD_BINS,
+        opponents.SCORECARD_COLUMNS,
+        opponents.SCORECARD_SMOOTHING,
+        ridge.LEAST_SHARE,
         scorecard.CANDIDATES,
-        scorecard.COARSE_BINS,
         scorecard.LEAST_IV,
         scorecard.ALIKE,
-        scorecard.SMOOTHING,
     ),
     "lgb": (opponents.LGB_FIXED, opponents.LGB_SHAPES, *_COUNTS, *_INPUT_SETTINGS[1:]),
     "cat": (
